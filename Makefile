@@ -1,0 +1,45 @@
+# Each target is a thin name for a command of the README.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SCALE ?= quick
+EXPERIMENT := $(if $(filter paper,$(SCALE)),accuracy,$(SCALE))
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce test report lock clean lint
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo; echo "  SCALE=paper   with reproduce: a published protocol on the official data instead of the quick table"
+	@echo "  ARGS='...'    further overrides, for example ARGS='seed=0,1,2 device=cuda'"
+
+setup: $(READY)  ## .venv with the pinned packages (Python 3.11 to 3.13)
+
+$(READY): requirements/requirements.lock requirements/torch.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"Python {v[0]}.{v[1]} found, 3.11 to 3.13 needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -qq --require-hashes --no-deps -r requirements/requirements.lock
+	$(BIN)/python -m pip install -qq -r requirements/torch.txt
+	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+reproduce: $(READY)  ## the quick table: five tasks, five attentions, under 10 minutes on two cores
+	@$(BIN)/python run.py experiment=$(EXPERIMENT) $(ARGS)
+
+test: $(READY)  ## the whole test suite
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+report: $(READY)  ## tables and the figure again, from the ledger alone
+	@$(BIN)/python run.py job=report experiment=$(EXPERIMENT) $(ARGS)
+
+lint: $(READY)  ## style checks
+	@$(BIN)/ruff check .
+
+lock:  ## resolve requirements.in anew (needs uv); torch stays pinned in requirements/torch.txt
+	echo torch > .excluded && uv pip compile -q --universal --python-version 3.11 --excludes .excluded --generate-hashes \
+	  --no-header --no-annotate --upgrade requirements/requirements.in -o requirements/requirements.lock; rm -f .excluded
+
+clean:  ## remove .venv and caches; results and data sets stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info

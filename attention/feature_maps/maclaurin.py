@@ -1,0 +1,260 @@
+"""Owns random Maclaurin features: an unbiased estimate of any dot-product kernel K(t) = sum_n a_n t^n, a_n >= 0.
+
+Kar and Karnick, arXiv 1201.6530; as an attention: Macformer, arXiv 2408.11656, and SchoenbAt, arXiv 2505.12252.
+Legend: B batch, H heads, L length, D head_dim, F num_features.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attention.base import Description, HeadShape, mean_over_keys
+from attention.feature_maps.base import FeatureMap, Features
+from attention.feature_maps.degrees import DegreeLaw
+from attention.feature_maps.symmetric_square import num_pairs, symmetric_square
+from attention.kernels import Kernel
+from attention.projections.signs import MonomialLaw
+
+
+class Maclaurin(FeatureMap):
+    """phi(x) with E[phi(x).phi(y)] = K(x.y / sqrt(D)).
+
+    A random feature of degree n is sqrt(w_n) prod_{j<=n} omega_j.x, its weight w_n and the number of such features
+    set by `degree_law`; queries and keys share the omegas. Degrees 0..exact_degree are not estimated but expanded:
+    sqrt(a_0); sqrt(a_1) x_c; sqrt(a_2) x_c^2 and sqrt(2 a_2) x_c x_e for each pair.
+    """
+
+    sign = "signed"
+    description = Description(paper="2505.12252", exact=False, complexity="L F D")
+
+    def __init__(
+        self,
+        shape: HeadShape,
+        generator: torch.Generator,
+        *,
+        kernel: Kernel,
+        num_features: int,
+        exact_degree: int,
+        degree_law: DegreeLaw,
+        projection: MonomialLaw,
+        centred: bool,
+    ) -> None:
+        """`num_features`: the whole width F, exact part included. `exact_degree`: -1 (nothing is exact) to 2; the
+        published code has 0. With F equal to the width of the exact part the map is the truncated series itself.
+        `centred`: expand about each query's argument with the mean key instead of about 0 (see `prepare`)."""
+        super().__init__()
+        if centred and exact_degree < 0:
+            raise ValueError("feature_map.centred needs the constant of each query: set exact_degree to 0, 1 or 2")
+        self.centred = centred
+        self.dot_kernel, self.exact_degree, self.projection = kernel, exact_degree, projection
+        self.head_dim = shape.head_dim
+        num_random = num_features - _exact_width(exact_degree, shape.head_dim)
+        _check_width(num_features, num_random, exact_degree, shape.head_dim, projection.is_complex)
+        self._num_outputs = num_features
+        self.random = num_random > 0
+        self.law = None
+        counts: Mapping[int, int] = {}
+        if self.random:
+            draws = num_random // 2 if projection.is_complex else num_random
+            self.law = degree_law.draw(kernel, exact_degree + 1, draws, shape.head_dim, generator)
+            counts = dict(sorted(self.law.counts.items(), reverse=True))
+        degrees = [n for n, count in counts.items() for _ in range(count)]
+        self.register_buffer("degrees", torch.tensor(degrees, dtype=torch.long))  # [R], descending
+        weights = [self.law.weights[n] ** 0.5 for n in degrees]
+        self.register_buffer("weights", torch.tensor(weights))  # [R]
+        signs = _sample_levels(projection, counts, shape.head_dim, generator)
+        self.register_buffer("signs", signs)  # [C, D] or [2C, D]
+        self.levels = _levels(self.degrees)
+        self.register_load_state_dict_pre_hook(_adopt_draw)
+
+    @property
+    def num_outputs(self) -> int:
+        return self._num_outputs
+
+    def prepare(self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None) -> Tensor | None:
+        """The mean key m [B, H, 1, D], when centred. With t0 = q.m / sqrt(D) and s = q.(k - m) / sqrt(D) the kernel is
+        K(t0 + s), in the ratio the same as c + sum_{n>=1} a_n (s/u)^n: queries become q/u with the constant c, keys
+        k - m. Weights keep their meaning and the arguments lose what all keys have in common. m keeps its gradient."""
+        return mean_over_keys(k, key_padding_mask) if self.centred else None
+
+    def forward(self, x: Tensor, is_query: bool, prepared: Any = None) -> Features:
+        """All features are kept as rows [F, L] until the end: each step then works on contiguous memory."""
+        constant = None
+        if prepared is not None and is_query:
+            t0 = x @ prepared.transpose(-2, -1) / math.sqrt(self.head_dim)  # [B, H, L, 1]
+            u, constant = self.dot_kernel.recentre(t0)
+            x, constant = x / u, constant.transpose(-2, -1)
+        elif prepared is not None:
+            x = x - prepared
+        rows = x.transpose(-2, -1)  # [B, H, D, L]
+        pieces = self._random_rows(rows) + self._exact_rows(rows * self.head_dim**-0.25, constant)
+        return Features(torch.cat(pieces, dim=-2).transpose(-2, -1))
+
+    def _random_rows(self, rows: Tensor) -> list[Tensor]:
+        """One product for all projections, then products over the levels: level j multiplies the first m_j features."""
+        if not self.random:
+            return []
+        weights = self.weights.to(rows.dtype)
+        constants = weights[sum(self.levels[:1]) :, None]  # features of degree 0
+        pieces = [constants.expand(*rows.shape[:-2], -1, rows.shape[-1])] if len(constants) else []
+        if self.levels:
+            matrix = self._matrix(weights)
+            levels = matrix.expand(*rows.shape[:-2], -1, -1) @ rows  # [B, H, C, L]
+            if self.projection.is_complex:
+                levels = torch.complex(*levels.chunk(2, dim=-2))
+            pieces = [*_fold(levels.split(self.levels, dim=-2)), *pieces]
+        if self.projection.is_complex:
+            pieces = [p.real for p in pieces] + [p.imag if p.is_complex() else torch.zeros_like(p) for p in pieces]
+        return pieces
+
+    def _matrix(self, weights: Tensor) -> Tensor:
+        """The signs [C, D] with 1/D^(1/4) in every factor and a feature's weight in its first."""
+        scale = weights.new_full((sum(self.levels),), self.head_dim**-0.25)
+        scale[: self.levels[0]] *= weights[: self.levels[0]]
+        if self.projection.is_complex:
+            scale = scale.repeat(2)
+        return self.signs.to(weights.dtype) * scale[:, None]
+
+    def _exact_rows(self, rows: Tensor, constant: Tensor | None) -> list[Tensor]:
+        """`constant` [B, H, 1, L] replaces a_0 for centred queries."""
+        a = self.dot_kernel.coefficient
+        pieces = []
+        if constant is not None:
+            pieces.append(constant / math.sqrt(a(0)))
+        elif self.exact_degree >= 0:
+            pieces.append(rows.new_full((), math.sqrt(a(0))).expand(*rows.shape[:-2], 1, rows.shape[-1]))
+        if self.exact_degree >= 1:
+            pieces.append(rows * math.sqrt(a(1)))
+        if self.exact_degree >= 2:
+            pieces.append(symmetric_square(rows.transpose(-2, -1), math.sqrt(a(2))).transpose(-2, -1))
+        return pieces
+
+    def kernel(self, x: Tensor, y: Tensor) -> Tensor:
+        """E[phi(x).phi(y)] over all draws: the exact degrees plus the estimated ones (shrunk, if the law shrinks)."""
+        t = (x * y).sum(dim=-1)
+        return self.dot_kernel.series(t, range(self.exact_degree + 1)) + self._random_mean(t)
+
+    def _random_mean(self, t: Tensor) -> Tensor:
+        total = torch.zeros_like(t)
+        for n, mean in self.law.expected.items() if self.law else ():
+            total = total + mean * self.law.weights[n] * t**n
+        return total
+
+    def second_moment(self, x: Tensor, y: Tensor) -> Tensor:
+        """Of one random feature, scaled so that its own mean is the random part of `kernel`; the exact part has none.
+
+        With stratified counts one feature means one whose degree is picked with probability counts[n] / R.
+        """
+        assert self.law is not None, "a map without random features has no second moment"
+        total = torch.zeros_like(x[..., 0])
+        for n, mean in self.law.expected.items():
+            total = total + mean * self.law.weights[n] ** 2 * self.projection.moment(n, x, y)
+        return total * sum(self.law.expected.values())
+
+    def variance(self, x: Tensor, y: Tensor) -> Tensor:
+        """Var[phi(x).phi(y)] of the whole estimate over all draws of degrees and projections.
+
+        Errors: NotImplementedError for structured rows under iid degrees, which has no short closed form.
+        """
+        t = (x * y).sum(dim=-1)
+        if self.law is None:
+            return torch.zeros_like(t)
+        size = self.projection.block(self.head_dim)
+        if self.law.iid:
+            if size > 1:
+                raise NotImplementedError("variance() needs independent rows, or stratified degrees")
+            return (self.second_moment(x, y) - self._random_mean(t) ** 2) / sum(self.law.expected.values())
+        total = torch.zeros_like(t)
+        for n, count in self.law.counts.items():
+            pairs = count // size * size * (size - 1) + count % size * (count % size - 1)  # ordered, in one block
+            own = count * (self.projection.moment(n, x, y) - t ** (2 * n))
+            shared = pairs * (self.projection.pair_moment(n, x, y) - t ** (2 * n))
+            total = total + self.law.weights[n] ** 2 * (own + shared)
+        return total
+
+
+def maclaurin_features_naive(feature_map: Maclaurin, x: Tensor) -> Tensor:
+    """The definition, feature by feature: x [B, H, L, D] -> [B, H, L, F] in the order of `Maclaurin.forward`."""
+    x = x * feature_map.head_dim**-0.25
+    signs = feature_map.signs.to(x.dtype)
+    if feature_map.projection.is_complex:
+        signs = torch.complex(*signs.chunk(2))
+    columns = []
+    for i, degree in enumerate(feature_map.degrees.tolist()):
+        column = torch.ones_like(x[..., 0]).to(signs.dtype)
+        for j in range(degree):
+            row = signs[sum(feature_map.levels[:j]) + i]
+            column = column * (x * row).sum(dim=-1)
+        columns.append(column * feature_map.weights[i].to(x.dtype))
+    if feature_map.projection.is_complex:
+        columns = [c.real for c in columns] + [c.imag for c in columns]
+    a = feature_map.dot_kernel.coefficient
+    dim = feature_map.head_dim
+    if feature_map.exact_degree >= 0:
+        columns.append(torch.full_like(x[..., 0], math.sqrt(a(0))))
+    if feature_map.exact_degree >= 1:
+        columns += [math.sqrt(a(1)) * x[..., c] for c in range(dim)]
+    if feature_map.exact_degree >= 2:
+        pairs = [(c, (c + shift) % dim) for shift in range(dim) for c in range(dim)][: num_pairs(dim)]
+        columns += [math.sqrt(a(2) * (1 if c == e else 2)) * x[..., c] * x[..., e] for c, e in pairs]
+    return torch.stack(columns, dim=-1)
+
+
+def _fold(levels: tuple[Tensor, ...]) -> list[Tensor]:
+    """Products over shrinking levels [.., m_j, L], m_1 >= m_2 >= ...: rows 0..m_2 of level 1 times the product of the
+    deeper levels, then the rest of level 1. Runs from the deepest level, so each product is touched once."""
+    product = levels[-1]
+    pieces = [product]
+    for level in reversed(levels[:-1]):
+        deep = product.shape[-2]
+        pieces = [level[..., :deep, :] * product, level[..., deep:, :]]
+        product = torch.cat(pieces, dim=-2) if level is not levels[0] else product
+    return pieces
+
+
+def _sample_levels(law: MonomialLaw, counts: Mapping[int, int], head_dim: int, generator: torch.Generator) -> Tensor:
+    """Signs sorted by level, then by degree (descending): [C, D], or [2C, D] with imaginary parts below real ones.
+
+    Each degree has blocks of its own and each factor a draw of its own, which the closed-form variance relies on.
+    """
+    factors = {n: [law.sample(count, head_dim, generator) for _ in range(n)] for n, count in counts.items()}
+    depth = max(counts, default=0)
+    rows = [factors[n][j] for j in range(depth) for n in counts if n > j]
+    signs = torch.cat(rows) if rows else torch.empty(0, head_dim)
+    return torch.cat([signs.real, signs.imag]) if signs.is_complex() else signs
+
+
+def _levels(degrees: Tensor) -> list[int]:
+    """m_j = number of features of degree >= j, for j = 1, 2, ..."""
+    values = degrees.tolist()
+    return [sum(n >= j for n in values) for j in range(1, max(values, default=0) + 1)]
+
+
+def _adopt_draw(module: Maclaurin, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+    """A checkpoint may hold another draw of iid degrees, hence another number of signs: make room for it."""
+    if f"{prefix}degrees" in state_dict and f"{prefix}signs" in state_dict:
+        module.levels = _levels(state_dict[f"{prefix}degrees"])
+        module.signs = module.signs.new_empty(state_dict[f"{prefix}signs"].shape)
+
+
+def _exact_width(exact_degree: int, head_dim: int) -> int:
+    if exact_degree not in (-1, 0, 1, 2):
+        raise ValueError(f"exact_degree={exact_degree} is not supported; choose -1 (none), 0, 1 or 2")
+    return (0, 1, 1 + head_dim, 1 + head_dim + num_pairs(head_dim))[exact_degree + 1]
+
+
+def _check_width(num_features: int, num_random: int, exact_degree: int, head_dim: int, is_complex: bool) -> None:
+    least = num_features - num_random + (1 + is_complex if exact_degree < 1 else 0)
+    if num_features < least:
+        raise ValueError(
+            f"num_features={num_features} is too small: exact_degree={exact_degree} with head_dim={head_dim} needs at "
+            f"least {least}; raise num_features or lower exact_degree"
+        )
+    if is_complex and num_random % 2:
+        raise ValueError(
+            f"complex projections come in pairs of real features, but num_features={num_features} leaves {num_random} "
+            f"random ones beside the exact part; use {num_features - 1} or {num_features + 1}"
+        )

@@ -1,0 +1,1 @@
+"""Fused ops, each beside its plain twin."""

@@ -1,0 +1,1 @@
+"""Low-rank mechanisms, one per file."""

@@ -1,0 +1,1 @@
+"""Projections omega: random or learned matrices [F, D] behind every random feature map."""

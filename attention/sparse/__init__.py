@@ -1,0 +1,1 @@
+"""Sparse and hashed mechanisms, one per file."""

@@ -1,0 +1,1 @@
+"""The benchmark as a protocol: fit, evaluate, measure, record, tabulate, track, seed."""

@@ -1,0 +1,114 @@
+"""Owns the way from the command line to a job, and of an error to a person: what, where, what to do; exit code 1."""
+
+import difflib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import get_method
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+
+def hand_over(config: DictConfig) -> float | None:
+    """Call the job that the configuration names."""
+    for key, least in (("seed", 0), ("threads", 1)):
+        if type(config[key]) is not int or config[key] < least:
+            raise ValueError(f"{key}={config[key]} must be a whole number of at least {least}")
+    if config.precision not in ("fp32", "bf16"):
+        raise ValueError(f"unknown precision={config.precision!r}; choose fp32 or bf16")
+    return get_method(config.job._target_)(config)
+
+
+def explained(main: Callable[[], object], conf: Path) -> int:
+    """Run `main`; turn every failure into exit code 1 and, where the user can mend it, into a few readable lines.
+    LRA_TRACEBACK=1 shows where an error came from."""
+    try:
+        main()
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else 1
+    except KeyboardInterrupt:
+        print("\nstopped; type the same command again to go on from the last checkpoint", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if _finished_grid():
+            return 1
+        if os.environ.get("LRA_TRACEBACK") == "1" or not _is_for_the_user(error):
+            traceback.print_exc()
+        else:
+            print(f"error: {_message(error, conf)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _finished_grid() -> bool:
+    """When a cell of a grid failed the others have run: render what there is, and list the failures."""
+    grid = sys.modules.get("lra.grid")
+    if grid is None or not grid._open_grids:
+        return False
+    grid.finish_grid()
+    return True
+
+
+def _is_for_the_user(error: BaseException) -> bool:
+    from lra.ledger import RunInProgress
+    from lra.training import Diverged
+
+    if isinstance(error, TypeError):
+        return re.search(r"__init__\(\) (got an unexpected keyword|missing \d+ required)", str(error)) is not None
+    return isinstance(error, HydraException | OmegaConfBaseException | ValueError | RunInProgress | Diverged | OSError)
+
+
+def _message(error: BaseException, conf: Path) -> str:
+    text, cause = str(error).strip(), error.__cause__
+    if isinstance(error, InstantiationException) and cause is not None:
+        where = re.search(r"full_key: (\S+)", text)
+        return f"{cause}" + (f" (config node `{where.group(1)}`)" if where else "")
+    if isinstance(error, HydraException) and cause is not None:
+        text = f"{text}\n{cause}"
+    return text.split("\nConfig search path:")[0] + _advice(text, conf)
+
+
+def _advice(text: str, conf: Path) -> str:
+    """Name the choices where Hydra does not: unknown keys, and protocols without numbers for a task."""
+    choice = re.search(r"Could not find '(\w+)/([\w-]+)'", text)
+    if choice:
+        close = difflib.get_close_matches(choice.group(2), re.findall(r"^\t([\w-]+)$", text, re.M), n=1)
+        return f"\nDid you mean {choice.group(1)}={close[0]}?" if close else ""
+    unknown = re.search(r"[Kk]ey '([^']+)' (?:is )?not in (?:struct|')", text)
+    if unknown:
+        typed = re.search(r"Could not override '([^']+)'", text)
+        return _known_keys(typed.group(1) if typed else unknown.group(1), conf)
+    missing = re.search(r"Interpolation key 'per_task\.(\w+)\.(\w+)' not found", text)
+    if missing:
+        return (
+            f"\nThis protocol states no {missing.group(2)} for task {missing.group(1)}. "
+            f"Give it: +per_task.{missing.group(1)}.{missing.group(2)}=<value>, or choose another protocol."
+        )
+    return ""
+
+
+def _known_keys(key: str, conf: Path) -> str:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    choices = [item for item in sys.argv[1:] if re.fullmatch(r"(task|attention|model|protocol|job)=[\w-]+", item)]
+    try:
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            node = compose("config", overrides=choices)
+    except Exception:
+        return ""
+    parents, _, leaf = key.rpartition(".")
+    for part in filter(None, parents.split(".")):
+        if not isinstance(node, DictConfig) or part not in node:
+            break
+        node = node[part]
+    known = sorted(str(item) for item in node if not str(item).startswith("_")) if isinstance(node, DictConfig) else []
+    close = difflib.get_close_matches(leaf, known, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return f"\nKnown keys{f' of {parents}' if parents else ''}: {', '.join(known)}.{hint}"

@@ -1,0 +1,71 @@
+"""Owns the figure of accuracy against throughput: one panel per task, one marker per attention."""
+
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+# Okabe and Ito's colours: told apart by every kind of colour vision; markers carry the same information
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
+
+
+def accuracy_against_throughput(frame: pd.DataFrame, datasets: list[str], attentions: list[str]) -> Figure:
+    """x: training examples per second (log), y: test accuracy in percent; the dashed line is the majority class."""
+    done = frame[frame["status"] == "finished"]
+    columns = min(3, len(datasets) + 1)
+    rows = -(-(len(datasets) + 1) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.3 * rows), squeeze=False, layout="constrained")
+    panels = list(axes.flat)
+    handles = {}
+    for panel, dataset in zip(panels, datasets, strict=False):
+        for place, attention in enumerate(attentions):
+            group = done[(done["dataset"] == dataset) & (done["attention"] == attention)]
+            if not len(group):
+                continue
+            accuracy = 100 * group["accuracy"]
+            spread = accuracy.std(ddof=1) if len(group) > 1 else None
+            handles[attention] = panel.errorbar(
+                group["train_examples_per_second"].median(),
+                accuracy.mean(),
+                yerr=spread,
+                fmt=_MARKERS[place % len(_MARKERS)],
+                color=_COLOURS[place % len(_COLOURS)],
+                markersize=8,
+                markeredgecolor="white",
+            )
+        group = done[done["dataset"] == dataset]
+        if len(group):
+            panel.axhline(100 * group["majority"].iloc[0], color="0.45", linestyle="--", linewidth=1)
+        panel.set_title(dataset, fontsize=9)
+        panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.margins(0.18)
+        panel.set_xlabel("training examples per second", fontsize=8)
+        panel.set_ylabel("test accuracy (%)", fontsize=8)
+        panel.tick_params(labelsize=8)
+        panel.grid(color="0.9")
+    for panel in panels[len(datasets) :]:
+        panel.axis("off")
+    dashed = plt.Line2D([], [], color="0.45", linestyle="--", linewidth=1)
+    panels[len(datasets)].legend(
+        [*handles.values(), dashed], [*handles, "majority class"], loc="center", fontsize=9, frameon=False
+    )
+    return figure
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """PNG and PDF beside each other. No time stamp goes into the files: the same records give the same bytes."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    png, pdf = stem.with_suffix(".png"), stem.with_suffix(".pdf")
+    figure.savefig(png, dpi=160, metadata={"Software": None})
+    figure.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    plt.close(figure)
+    return [png, pdf]

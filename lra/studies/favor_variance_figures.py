@@ -1,0 +1,134 @@
+"""Owns the figures of the study of FAVOR#'s variance."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lra.studies.estimators import STYLES, legend_handles
+
+_BAND = 1.96  # standard deviations over draws
+
+
+def curves_figure(curves: pd.DataFrame, names: Sequence[str], baseline: str, claimed: float) -> Figure:
+    """Above: log-variance over sigma, one panel per set. Below: what each estimator saves against the baseline."""
+    sets = list(dict.fromkeys(curves["set"]))
+    figure, axes = plt.subplots(2, len(sets), figsize=(3.7 * len(sets), 6.8), sharex=True, sharey="row", squeeze=False)
+    for column, kind in enumerate(sets):
+        part = curves[curves["set"] == kind]
+        reference = part[(part["estimator"] == baseline) & ~part["key_shift"]].set_index(["sigma", "draw"])
+        for name in names:
+            for shifted in (False, True):
+                rows = part[(part["estimator"] == name) & (part["key_shift"] == shifted)].set_index(["sigma", "draw"])
+                if rows.empty:
+                    continue
+                _line(axes[0, column], rows["log_variance"], name, shifted)
+                _line(axes[1, column], reference["log_variance"] - rows["log_variance"], name, shifted)
+        axes[0, column].set_title(f"{kind} set", fontsize=10)
+        axes[1, column].axhline(claimed, color="0.3", linewidth=1, linestyle=":")
+        axes[1, column].set_ylim(-3, 1.8 * claimed)
+        axes[1, column].set_xlabel("scale σ of q and k (per coordinate)", fontsize=9)
+        for panel in axes[:, column]:
+            panel.grid(color="0.92")
+            panel.tick_params(labelsize=8)
+    axes[0, 0].set_ylabel("mean log-variance of one feature (nats)", fontsize=9)
+    axes[1, 0].set_ylabel(f"nats below {baseline}, keys as they are", fontsize=9)
+    axes[1, 0].annotate(
+        f"claim: $e^{{{claimed:g}}}$", (curves["sigma"].min(), claimed), textcoords="offset points", xytext=(0, 4),
+        fontsize=8, color="0.3",
+    )  # fmt: skip
+    figure.legend(handles=legend_handles(names, shifted=True), loc="lower center", ncols=5, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    return figure
+
+
+def _line(panel: Axes, values: pd.Series, name: str, shifted: bool) -> None:
+    """Mean over draws, and a band that holds 95 % of them."""
+    by_sigma = values.groupby(level="sigma")
+    mean, spread = by_sigma.mean(), _BAND * by_sigma.std()
+    style = STYLES[name]
+    panel.plot(
+        mean.index, mean, color=style.color, marker=style.marker, markersize=3.5, linewidth=1.2,
+        linestyle="--" if shifted else "-",
+    )  # fmt: skip
+    panel.fill_between(mean.index, mean - spread, mean + spread, color=style.color, alpha=0.15, linewidth=0)
+
+
+def monte_carlo_figure(sampled: pd.DataFrame, names: Sequence[str]) -> Figure:
+    """Left: closed form (line) and sample (marker). Right: their difference, with 95 % of the repeats."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.9))
+    gap = sampled.assign(gap=sampled["sampled_log_variance"] - sampled["closed_log_variance"])
+    for place, name in enumerate(names):
+        style = STYLES[name]
+        groups = gap[gap["estimator"] == name].groupby("sigma")
+        closed, mean = groups["closed_log_variance"].mean(), groups["sampled_log_variance"].mean()
+        left.plot(closed.index, closed, color=style.color, linewidth=1.2)
+        left.plot(mean.index, mean, color=style.color, marker=style.marker, markersize=5, linestyle="none")
+        beside = 1 + 0.018 * (place - (len(names) - 1) / 2)  # so that the bars of one sigma do not hide each other
+        right.errorbar(
+            groups["gap"].mean().index * beside, groups["gap"].mean(), yerr=_BAND * groups["gap"].std(),
+            color=style.color, marker=style.marker, markersize=4, linewidth=1, capsize=2,
+        )  # fmt: skip
+    left.set_ylabel("mean log-variance of one feature (nats)", fontsize=9)
+    left.set_title("lines: closed form, markers: sampled", fontsize=9)
+    right.set_ylabel("sampled minus closed form (nats)", fontsize=9)
+    right.set_title("difference, bars hold 95 % of the repeats", fontsize=9)
+    for panel in (left, right):
+        panel.set_xscale("log")
+        panel.set_xticks(sorted(set(sampled["sigma"])), [f"{sigma:g}" for sigma in sorted(set(sampled["sigma"]))])
+        panel.minorticks_off()
+        panel.set_xlabel("scale σ of q and k (heterogeneous set)", fontsize=9)
+        panel.grid(color="0.92")
+        panel.tick_params(labelsize=8)
+    figure.legend(handles=legend_handles(names, shifted=False), loc="lower center", ncols=8, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    return figure
+
+
+def recorded_figure(recorded: pd.DataFrame, names: Sequence[str], baseline: str, source: str) -> Figure:
+    """Nats below the baseline at each layer and head; bars hold 95 % of the examples."""
+    places = list(dict.fromkeys(recorded["place"]))
+    figure, panel = plt.subplots(figsize=(9.2, 4.4))
+    reference = recorded[(recorded["estimator"] == baseline) & ~recorded["key_shift"]].set_index(["place", "example"])
+    shown = [(name, shifted) for name in names for shifted in (False, True)]
+    width = 0.8 / len(shown)
+    for offset, (name, shifted) in enumerate(shown):
+        rows = recorded[(recorded["estimator"] == name) & (recorded["key_shift"] == shifted)]
+        if rows.empty:
+            continue
+        gain = reference["log_variance"] - rows.set_index(["place", "example"])["log_variance"]
+        by_place = gain.groupby(level="place")
+        style = STYLES[name]
+        panel.errorbar(
+            [place + (offset - len(shown) / 2) * width for place in range(len(places))],
+            by_place.mean().reindex(places), yerr=_BAND * by_place.std().reindex(places), fmt=style.marker,
+            color=style.color, markerfacecolor="white" if shifted else style.color, markersize=5.5, capsize=2,
+            linewidth=1,
+        )  # fmt: skip
+    panel.axhline(0, color="0.3", linewidth=1)
+    panel.set_xticks(range(len(places)), places)
+    panel.set_ylabel(f"nats below {baseline}, keys as they are", fontsize=9)
+    panel.set_title(source, fontsize=9)
+    panel.grid(axis="y", color="0.92")
+    panel.tick_params(labelsize=8)
+    handles = legend_handles(names, shifted=False)
+    for handle in handles:
+        handle.set_linestyle("none")
+    handles += [
+        plt.Line2D([], [], color="0.4", marker="o", linestyle="none", markersize=5, label="keys as they are"),
+        plt.Line2D(
+            [],
+            [],
+            color="0.4",
+            marker="o",
+            linestyle="none",
+            markersize=5,
+            markerfacecolor="white",
+            label="keys shifted",
+        ),
+    ]
+    figure.legend(handles=handles, loc="lower center", ncols=5, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    return figure

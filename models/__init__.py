@@ -1,0 +1,1 @@
+"""What turns token ids into logits: embedding, block, encoder, pooling, heads, and the attention slot."""
