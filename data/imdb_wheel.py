@@ -77,9 +77,9 @@ def read(wheel: Path, pins: WheelPins) -> list[tuple[str, int]]:
     return reviews
 
 
-def split_blocks(reviews: list[tuple[str, int]], pins: WheelPins, quick: bool) -> Texts:
+def split_blocks(reviews: list[tuple[str, int]], pins: WheelPins) -> Texts:
     """Cut each label's rows into blocks of 80, 10 and 10 %, because reviews of one film sit together in the file, then
-    drop what an earlier split holds already. `quick` keeps every tenth row of train, every fifth of val and test."""
+    drop what an earlier split holds already."""
     seen: set[str] = set()
     splits: Texts = {}
     bounds = (0, pins.block * 8 // 10, pins.block * 9 // 10, pins.block)
@@ -87,10 +87,8 @@ def split_blocks(reviews: list[tuple[str, int]], pins: WheelPins, quick: bool) -
         first, last = bounds[number], bounds[number + 1]
         rows = [row for row in range(len(reviews)) if first <= row % pins.block < last]
         rows = [row for row in rows if reviews[row][0] not in seen]
-        if not quick and len(rows) != pins.counts[number]:
+        if len(rows) != pins.counts[number]:
             raise DataError(f"text-imdb20k: {len(rows)} rows in {split}, expected {pins.counts[number]}")
         seen.update(reviews[row][0] for row in rows)
-        if quick:
-            rows = [row for row in rows if row % pins.block % (10 if split == "train" else 5) == 0]
         splits[split] = [reviews[row][0].encode() for row in rows], [reviews[row][1] for row in rows]
     return splits

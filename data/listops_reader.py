@@ -85,13 +85,15 @@ def _complaint(buffer: np.ndarray, file: Path, row: int, start: int, reason: int
     end, _, _ = _find_line(buffer, start)
     shown = bytes(buffer[at : min(end, at + 40)]).decode("utf-8", "replace")
     symbol = shown.replace("\t", " ").split(" ")[0]
+    # `hint` is a place in _WAITS_FOR for two of the reasons, and a count or a value for others
+    waits_for = _WAITS_FOR[hint] if 0 <= hint < len(_WAITS_FOR) else ""
     text = {
         _BLANK: "an empty line between rows",
         _COLUMNS: f"{hint} columns where 2 are expected, Source<tab>Target",
         _TOKEN: f"{symbol!r} is not a ListOps token; expected ( ) ] 0..9 [MIN [MAX [MED [SM, split by single spaces",
-        _ORDER: f"unbalanced expression, {symbol!r} where the expression needs {_WAITS_FOR[hint]}",
+        _ORDER: f"unbalanced expression, {symbol!r} where the expression needs {waits_for}",
         _DEPTH: f"{_MOST_OPEN} operators open at once",
-        _UNFINISHED: f"unbalanced expression, Source ends where the expression needs {_WAITS_FOR[hint]}",
+        _UNFINISHED: f"unbalanced expression, Source ends where the expression needs {waits_for}",
         _TARGET: f"the target {shown!r} is not one of 0..9",
         _LABEL: f"the target contradicts the expression, whose value is {hint}",
     }[reason]

