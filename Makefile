@@ -8,7 +8,7 @@ EXPERIMENT := $(if $(filter paper,$(SCALE)),accuracy,$(SCALE))
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test report lock clean lint
+.PHONY: help setup reproduce test data report dashboard lock clean lint
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -31,8 +31,16 @@ reproduce: $(READY)  ## the quick table: five tasks, five attentions, under 10 m
 test: $(READY)  ## the whole test suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
-report: $(READY)  ## tables and the figure again, from the ledger alone
+data: $(READY)  ## what data is here and how to get the rest; TASK=listops SOURCE=generated prepares one
+	@$(if $(SOURCE),$(if $(TASK),,$(error SOURCE=$(SOURCE) needs TASK=<task>)))$(BIN)/python run.py job=data \
+	  $(if $(TASK),job.prepare=true task=$(TASK)) $(if $(SOURCE),task.source=$(SOURCE)) $(ARGS)
+
+report: $(READY)  ## tables and the figure again, and results/report.html, from the ledger alone
 	@$(BIN)/python run.py job=report experiment=$(EXPERIMENT) $(ARGS)
+	@$(BIN)/python run.py job=html_report
+
+dashboard: $(READY)  ## the wandb workspace: saved with an account, else checked and printed
+	@$(BIN)/python run.py job=dashboard $(ARGS)
 
 lint: $(READY)  ## style checks
 	@$(BIN)/ruff check .

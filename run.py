@@ -14,10 +14,10 @@ os.environ.setdefault("LRA_ROOT", str(ROOT))
 os.environ.setdefault("PYTHONSAFEPATH", "1")  # jobs that a launcher starts must not import a `data` folder of their own
 os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach lra.cli, which explains them
 
-import hydra  # noqa: E402
-from omegaconf import DictConfig  # noqa: E402
+import hydra
+from omegaconf import DictConfig
 
-from lra.cli import explained, hand_over  # noqa: E402
+from lra.cli import explained, hand_over
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")

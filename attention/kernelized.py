@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from attention.base import Attention, Description, HeadShape, count_keys
+from attention.fused.kernelized import kernelized_sums
 from attention.kernels import Kernel
 from attention.normalizers import Normalizer
 from attention.regularizers import PostFactory, PreFactory, RegularizedAttention, TemperatureFactory
@@ -37,15 +38,9 @@ class KernelizedAttention(RegularizedAttention):
         self.exemptions = {**self.pre_q.exemptions, **own}
 
     def core(self, x: Tensor, y: Tensor, v: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-        t = x @ y.transpose(-2, -1) / math.sqrt(x.shape[-1])  # [B, H, L, L]
-        if key_padding_mask is not None:  # padding must not decide whether the domain is left
-            t = t.masked_fill(key_padding_mask[:, None, None, :], 0.0)
-        if math.isinf(self.max_argument):
-            self.kernel.check_domain(t)
-        weights = self.kernel.exact(t)
-        if key_padding_mask is not None:
-            weights = weights.masked_fill(key_padding_mask[:, None, None, :], 0.0)
-        return self.normalizer.divide(weights @ v, weights.sum(dim=-1, keepdim=True), count_keys(y, key_padding_mask))
+        check_domain = math.isinf(self.max_argument)
+        sums, totals = kernelized_sums(self.kernel, x, y, v, key_padding_mask, check_domain)
+        return self.normalizer.divide(sums, totals, count_keys(y, key_padding_mask))
 
 
 class GaussianAttention(Attention):

@@ -15,10 +15,15 @@ class Kernel(ABC):
     """K(t) for |t| < radius. Stateless: one object may serve every layer."""
 
     radius: ClassVar[float]
+    multiplicative: ClassVar[bool] = False  # K(t0 + s) = K(t0) K(s): in a ratio, the series about t0 is that about 0
 
     @abstractmethod
     def exact(self, t: Tensor) -> Tensor:
         """K(t), elementwise, any shape; meaningless (NaN, wrong sign) outside of the domain: see `check_domain`."""
+
+    def exact_(self, t: Tensor) -> Tensor:
+        """K(t) written over t, for blocks whose arguments are needed no more."""
+        return t.copy_(self.exact(t))
 
     @abstractmethod
     def coefficient(self, n: int) -> float:
@@ -54,9 +59,13 @@ class Exp(Kernel):
     """e^t: a_n = 1/n!."""
 
     radius = math.inf
+    multiplicative = True
 
     def exact(self, t: Tensor) -> Tensor:
         return t.exp()
+
+    def exact_(self, t: Tensor) -> Tensor:
+        return t.exp_()
 
     def coefficient(self, n: int) -> float:
         return 1 / math.factorial(n)
@@ -77,6 +86,9 @@ class Inverse(Kernel):
     def exact(self, t: Tensor) -> Tensor:
         return 1 / (1 - t)
 
+    def exact_(self, t: Tensor) -> Tensor:
+        return t.neg_().add_(1).reciprocal_()
+
     def coefficient(self, n: int) -> float:
         return 1.0
 
@@ -92,6 +104,9 @@ class Log(Kernel):
     def exact(self, t: Tensor) -> Tensor:
         return 1 - torch.log1p(-t)
 
+    def exact_(self, t: Tensor) -> Tensor:
+        return t.neg_().log1p_().neg_().add_(1)
+
     def coefficient(self, n: int) -> float:
         return 1 / max(n, 1)
 
@@ -106,6 +121,9 @@ class Sqrt(Kernel):
 
     def exact(self, t: Tensor) -> Tensor:
         return 2 - (1 - t).sqrt()
+
+    def exact_(self, t: Tensor) -> Tensor:
+        return t.neg_().add_(1).sqrt_().neg_().add_(2)
 
     def coefficient(self, n: int) -> float:
         return math.comb(2 * n, n) / (4**n * (2 * n - 1)) if n else 1.0

@@ -39,8 +39,12 @@ class LinearAttention(Attention):
         return {**getattr(self.feature_map, "exemptions", {}), **own}
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+        num_keys = count_keys(k, key_padding_mask)
+        fused = self.feature_map.fused(q, k, v, key_padding_mask, self.normalizer, num_keys)
+        if fused is not None:
+            return fused
         phi_q, phi_k = self.features(q, k, key_padding_mask)
-        return linear_attention(phi_q, phi_k, v, self.normalizer, count_keys(k, key_padding_mask))
+        return linear_attention(phi_q, phi_k, v, self.normalizer, num_keys)
 
     def features(self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """phi(q), phi(k) [B, H, L, F], stabilised, with padded keys at 0: all that the mechanism's weights depend on."""

@@ -39,20 +39,24 @@ class Normalizer:
 
     def divide(self, numerator: Tensor, denominator: Tensor, num_keys: Tensor) -> Tensor:
         """numerator [B, H, L, D], denominator [B, H, L, 1], num_keys [B, 1, 1, 1] -> [B, H, L, D]."""
+        return numerator if self.policy == "none" else numerator / self.divisor(denominator, num_keys)
+
+    def divisor(self, denominator: Tensor, num_keys: Tensor) -> Tensor:
+        """g(denominator), elementwise; num_keys broadcasts against it."""
         if self.policy == "none":
-            return numerator
+            return torch.ones_like(denominator)
         if self.policy == "sum":
-            return numerator / denominator.clamp_min(torch.finfo(denominator.dtype).tiny)
+            return denominator.clamp_min(torch.finfo(denominator.dtype).tiny)
         constant = num_keys * self.constant if self.per_key else self.constant
         if self.policy == "sum_plus":
-            return numerator / (denominator + constant)
+            return denominator + constant
         if self.policy == "clamp_min":
-            return numerator / _at_least(denominator, constant)
+            return _at_least(denominator, constant)
         magnitude = _at_least(denominator.abs(), constant)
         if self.policy == "abs_clamp":
-            return numerator / magnitude
+            return magnitude
         sign = torch.where(denominator < 0, -1.0, 1.0).to(denominator.dtype)
-        return numerator / (sign * magnitude)
+        return sign * magnitude
 
 
 def _at_least(x: Tensor, bound: Tensor | float) -> Tensor:

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from attention.base import Attention, HeadShape
+from attention.fused.blocks import UnitNorm
 
 
 class InputRegularizer(nn.Module, ABC):
     """x [B, H, L, D] -> x of the same shape. Queries and keys get an instance each."""
 
     unit_norm: ClassVar[bool]  # True when every output row has norm <= 1, so that |q.k| <= 1
+    unit: UnitNorm | None = None  # what a fused op has to do in place of `forward`; None where it cannot
     exemptions: Mapping[str, str] = {}
 
     @abstractmethod
@@ -50,6 +52,7 @@ class TokenPreSBN(InputRegularizer):
         """`eps`: floor of the norm."""
         super().__init__()
         self.eps = eps
+        self.unit = UnitNorm(eps, centre=True)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
         return _unit(x - x.mean(dim=-1, keepdim=True), self.eps)
@@ -63,6 +66,7 @@ class L2PreSBN(InputRegularizer):
     def __init__(self, shape: HeadShape, generator: torch.Generator, *, eps: float) -> None:
         super().__init__()
         self.eps = eps
+        self.unit = UnitNorm(eps, centre=False)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
         return _unit(x, self.eps)

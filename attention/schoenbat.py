@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attention.base import Description, HeadShape
+from attention.base import Description, HeadShape, count_keys
 from attention.feature_maps.maclaurin import Maclaurin
 from attention.linear import LinearAttention
 from attention.normalizers import Normalizer
@@ -56,6 +56,22 @@ class SchoenbAt(RegularizedAttention):
         quirk = "prefix sums: position i sees keys up to i (authors' released code)"
         own = {"U5": quirk, "U6": quirk} if causal else {}
         self.exemptions = {**self.pre_q.exemptions, **self.linear.exemptions, **own}
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+        """As the frame defines it; in one op where pre-SBN and temperature can join the features' blocks."""
+        unit = self.pre_q.unit
+        if self.causal or unit is None:
+            return super().mix(q, k, v, key_padding_mask)
+        features, normalizer, num_keys = (
+            self.linear.feature_map,
+            self.linear.normalizer,
+            count_keys(k, key_padding_mask),
+        )
+        tau = self.temperature()
+        scale = tau.sqrt() if isinstance(tau, Tensor) else q.new_full((q.shape[1], 1, 1), math.sqrt(tau))
+        scale = None if isinstance(tau, float) and tau == 1.0 else scale
+        out = features.fused(q, k, v, key_padding_mask, normalizer, num_keys, unit, scale)
+        return super().mix(q, k, v, key_padding_mask) if out is None else self.post(out)
 
     def core(self, x: Tensor, y: Tensor, v: Tensor, key_padding_mask: Tensor | None) -> Tensor:
         if not self.causal:

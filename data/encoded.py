@@ -110,9 +110,7 @@ def save_cache(folder: Path, manifest: Mapping[str, Any], splits: Mapping[str, E
         for name, split in splits.items():
             num_sequences = split.num_sequences
             for part in PARTS:
-                with open(part_file(temporary, name, part), "wb") as file:
-                    np.save(file, getattr(split, part), allow_pickle=False)
-                    flush(file)
+                write_array(part_file(temporary, name, part), getattr(split, part))
         publish(temporary, folder, manifest, num_sequences)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -153,6 +151,14 @@ def split_sha256(folder: Path, split: str) -> str:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """A .npy file of a vector, down to the disk. np.save would hide why a write failed (no space, a quota)."""
+    with open(path, "wb") as file:
+        write_header(file, array.dtype, len(array))
+        file.write(np.ascontiguousarray(array))
+        flush(file)
 
 
 def write_header(file: BinaryIO, dtype: np.dtype, length: int) -> None:

@@ -13,7 +13,17 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from data.base import DataError, Manifest
-from data.encoded import CHUNK, flush, new_entry, part_file, publish, read_header, split_sha256, write_header
+from data.encoded import (
+    CHUNK,
+    flush,
+    new_entry,
+    part_file,
+    publish,
+    read_header,
+    split_sha256,
+    write_array,
+    write_header,
+)
 from data.entries import Prepared, load_sound
 
 
@@ -50,9 +60,7 @@ class SplitWriter:
         flush(self._file)
         self._file.close()
         for part, values in (("offsets", np.frombuffer(self._offsets, np.int64)), ("labels", self.labels())):
-            with open(self._path(part), "wb") as file:
-                np.save(file, values, allow_pickle=False)
-                flush(file)
+            write_array(self._path(part), values)
         return split_sha256(self._folder, self._split)
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from numba import njit
 
 from data.pathfinder_snakes import below, distractor, two_snakes
 
-MAX_RESTARTS = 2_000_000  # several hundred times what the published settings need on average
+MAX_RESTARTS = 500_000  # over a hundred times what the published settings need on average
 
 
 @njit(nogil=True)

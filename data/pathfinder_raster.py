@@ -6,6 +6,7 @@ tests compare with Pillow itself. A paddle has one of a few hundred directions, 
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -20,7 +21,8 @@ def direction(angle: np.ndarray | float) -> np.ndarray:
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1)
 
 
-def lanczos_matrix(large: int, small: int) -> np.ndarray:
+@lru_cache(maxsize=8)
+def _lanczos_matrix(large: int, small: int) -> np.ndarray:
     """[small, large] int64 weights of a Lanczos-3 reduction, times 2^22; cut off at the ends and summing to one."""
     scale = large / small
     support = _LANCZOS_LOBES * max(scale, 1.0)
@@ -37,7 +39,7 @@ def lanczos_matrix(large: int, small: int) -> np.ndarray:
 
 def reduce_image(image: np.ndarray, size: int) -> np.ndarray:
     """Square uint8 [n, n] -> [size, size] uint8: rows first, then columns, 8 bits in between, as Pillow does."""
-    weights = lanczos_matrix(len(image), size)
+    weights = _lanczos_matrix(len(image), size)
     half = 1 << (_FIXED_POINT_BITS - 1)
     rows = np.clip((image.astype(np.int64) @ weights.T + half) >> _FIXED_POINT_BITS, 0, 255)
     return np.clip((weights @ rows + half) >> _FIXED_POINT_BITS, 0, 255).astype(np.uint8)
@@ -97,7 +99,9 @@ def paddle_sprites(
     Occupancy is the paddle grown by `margin` pixels. Raises DataError when thickness * scale is not whole."""
     width = round(thickness * scale)
     if width != thickness * scale or width < 1:
-        raise DataError(f"pathfinder: task.snakes.paddle_thickness {thickness} times antialias_scale {scale} must be a whole number above 0.")
+        raise DataError(
+            f"pathfinder: task.snakes.paddle_thickness {thickness} times antialias_scale {scale} must be a whole number above 0."
+        )
     reach = length + math.ceil(thickness) + margin
     middle = np.array([reach * scale, reach * scale])
     lines, masks = [], []

@@ -164,7 +164,9 @@ def _footprints(mask: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray]:
     offsets = [offset[(np.abs(offset) <= half).all(axis=1)] for offset in offsets]
     size = np.array([len(offset) for offset in offsets])
     if size.min() == 0:
-        raise DataError("pathfinder: task.snakes.paddle_thickness and paddle_margin_list are too small to occupy a pixel.")
+        raise DataError(
+            "pathfinder: task.snakes.paddle_thickness and paddle_margin_list are too small to occupy a pixel."
+        )
     footprint = np.zeros((len(mask), size.max(), 2), np.int64)
     for padded, offset in zip(footprint, offsets, strict=True):
         padded[: len(offset)] = offset

@@ -3,6 +3,7 @@ come to is kept beside the ledger, under a hash of the configuration files."""
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -13,10 +14,16 @@ from omegaconf import DictConfig, open_dict
 from lra.identity import identity_of, run_id_of
 from lra.ledger import write_atomically
 
+# how, where and by whom a run is done; none of it is part of a run's identity
+_ELSEWHERE = (
+    "hydra", "job", "tracking", "paths", "device", "devices", "threads", "data_workers", "resident", "rerun",
+    "budget_minutes", "allow_foreign_targets", "report",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a grid. `overrides` is what one would type to run it alone."""
+    """One run of a grid. `overrides` is what makes it this run and no other."""
 
     overrides: tuple[str, ...]
     task: str
@@ -37,8 +44,9 @@ def cells_of(cells: Sequence[Sequence[str]], runs: str | Path) -> list[Cell]:
     with suppress(OSError, ValueError):
         known = json.loads(store.read_text())
     before, composed, found = len(known), {}, []
-    for overrides in cells:
-        key = json.dumps(list(overrides))
+    for typed in cells:
+        overrides = [item for item in typed if re.split("[=./]", item.lstrip("+~"))[0] not in _ELSEWHERE]
+        key = json.dumps(overrides)
         if key not in known:
             known[key] = _compose(tuple(overrides), composed)
         found.append(Cell(**{**known[key], "overrides": tuple(overrides)}))

@@ -1,6 +1,7 @@
 """Owns the way from the command line to a job, and of an error to a person: what, where, what to do; exit code 1."""
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -13,9 +14,15 @@ from hydra.utils import get_method
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+import lra.launching  # noqa: F401 (quietens Hydra before it composes, here and in the jobs of a launcher)
+from lra.stopping import Stopped, stop
+from lra.targets import refuse_foreign_targets
+
 
 def hand_over(config: DictConfig) -> float | None:
     """Call the job that the configuration names."""
+    stop.listen(_budget(config))
+    refuse_foreign_targets(config)
     for key, least in (("seed", 0), ("threads", 1)):
         if type(config[key]) is not int or config[key] < least:
             raise ValueError(f"{key}={config[key]} must be a whole number of at least {least}")
@@ -24,9 +31,17 @@ def hand_over(config: DictConfig) -> float | None:
     return get_method(config.job._target_)(config)
 
 
+def _budget(config: DictConfig) -> float | None:
+    minutes = config.budget_minutes
+    if minutes is not None and (type(minutes) not in (int, float) or not 0 < minutes < float("inf")):
+        raise ValueError(f"budget_minutes={minutes} must be a number above 0, or null for no limit")
+    return minutes
+
+
 def explained(main: Callable[[], object], conf: Path) -> int:
     """Run `main`; turn every failure into exit code 1 and, where the user can mend it, into a few readable lines.
-    LRA_TRACEBACK=1 shows where an error came from."""
+    LRA_TRACEBACK=1 shows where an error came from. A stop that was asked for has exit codes of its own (lra.stopping)."""
+    sys.argv[1:] = [_listed(item) for item in sys.argv[1:]]
     try:
         main()
     except SystemExit as exit_:
@@ -35,23 +50,38 @@ def explained(main: Callable[[], object], conf: Path) -> int:
         print("\nstopped; type the same command again to go on from the last checkpoint", file=sys.stderr)
         return 130
     except Exception as error:
-        if _finished_grid():
-            return 1
-        if os.environ.get("LRA_TRACEBACK") == "1" or not _is_for_the_user(error):
-            traceback.print_exc()
-        else:
-            print(f"error: {_message(error, conf)}", file=sys.stderr)
+        grid_code = _finish_grid(error)
+        if grid_code is not None:
+            return grid_code
+        if isinstance(error, Stopped):
+            print(f"{error}; type the same command again to go on", file=sys.stderr)
+            return error.exit_code
+        tell(error, conf)
         return 1
     return 0
 
 
-def _finished_grid() -> bool:
-    """When a cell of a grid failed the others have run: render what there is, and list the failures."""
+def tell(error: Exception, conf: Path) -> None:
+    """What went wrong, for a person; where it went wrong only if the person cannot mend it."""
+    if os.environ.get("LRA_TRACEBACK") == "1" or not _is_for_the_user(error):
+        traceback.print_exception(error)
+    else:
+        print(f"error: {_message(error, conf)}", file=sys.stderr)
+
+
+def _listed(item: str) -> str:
+    """runs=a,b means the list of both, as text: Hydra reads a plain comma as two jobs, and the id 951e88 as a number."""
+    key, _, value = item.partition("=")
+    if key != "runs":
+        return item
+    names = [part.strip(" '") for part in value.strip("[]").split(",")]
+    return f"runs=[{','.join(repr(name) for name in names if name)}]"
+
+
+def _finish_grid(error: Exception) -> int | None:
+    """When a cell of a grid failed the others have run: render what there is, list the failures; the grid's exit code."""
     grid = sys.modules.get("lra.grid")
-    if grid is None or not grid._open_grids:
-        return False
-    grid.finish_grid()
-    return True
+    return None if grid is None else grid.finish_grid(error)
 
 
 def _is_for_the_user(error: BaseException) -> bool:
@@ -70,7 +100,17 @@ def _message(error: BaseException, conf: Path) -> str:
         return f"{cause}" + (f" (config node `{where.group(1)}`)" if where else "")
     if isinstance(error, HydraException) and cause is not None:
         text = f"{text}\n{cause}"
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        return text + _advice_on_files(error)
     return text.split("\nConfig search path:")[0] + _advice(text, conf)
+
+
+def _advice_on_files(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "\nThere is no room for it. Make room and type the same command again: what is finished is kept."
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "\nIt may not be written or read here. Name other folders: LRA_RUNS and LRA_DATASETS, or paths.runs= and paths.datasets=."
+    return ""
 
 
 def _advice(text: str, conf: Path) -> str:

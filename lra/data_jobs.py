@@ -1,5 +1,6 @@
 """Owns the survey of the data: per task and source what is here, what is missing and how to get it; and preparation."""
 
+import copy
 import json
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -51,23 +53,28 @@ def data(config: DictConfig) -> None:
     if config.job.prepare:
         prepare(config)
         return
-    found = [look(task, *names) for task, *names in tasks_of()]
+    found = [look(asked) for asked in tasks_asked_for()]
     folder = Path(config.paths.runs) / "data"
-    write_atomically(folder / "sources.json", json.dumps([asdict(item) for item in found], indent=1, default=str).encode())
+    write_atomically(
+        folder / "sources.json", json.dumps([asdict(item) for item in found], indent=1, default=str).encode()
+    )
     write_atomically(folder / "sources.csv", _flat(found).to_csv(index=False).encode())
     console = Console()
     if not console.is_terminal:
         console = Console(width=config.job.width)
     console.print(_table(found, Path(config.paths.datasets)))
     for line in _advice(found):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    sys.stdout.flush()
     say(f"whole checksums: {folder / 'sources.csv'} and sources.json")
 
 
 def prepare(config: DictConfig) -> None:
     """The task that the configuration names, made ready; its manifest goes to stdout."""
     if not any(item.startswith("task=") for item in HydraConfig.get().overrides.task):
-        raise ValueError("job.prepare=true needs task=<name>, for example: run.py job=data job.prepare=true task=listops")
+        raise ValueError(
+            "job.prepare=true needs task=<name>, for example: run.py job=data job.prepare=true task=listops"
+        )
     task: Task = instantiate(config.task)
     say(f"{config.names.task} from {task.source}, into {task.datasets}")
     started = perf_counter()
@@ -79,30 +86,36 @@ def prepare(config: DictConfig) -> None:
     say(f"{manifest.dataset}: ready in {seconds:.1f} s, {_bytes_in(entry) / 1e6:,.1f} MB in {entry}")
 
 
-def tasks_of() -> Iterator[tuple[Task, str, str, str]]:
-    """Every task and source that was asked for (all, when none was typed), built but not prepared, with the names of
-    task, source and protocol. What else was typed holds for each."""
+@dataclass(frozen=True)
+class Asked:
+    """A task and source that was asked for, built but not prepared, with the configuration that it came from."""
+
+    task: Task
+    name: str
+    source: str
+    config: DictConfig
+
+
+def tasks_asked_for() -> Iterator[Asked]:
+    """Every task and source, or those that were typed. What else was typed holds for each."""
     typed = list(HydraConfig.get().overrides.task)
     given = dict(item.split("=", 1) for item in typed if "=" in item)
     others = [item for item in typed if item.split("=")[0] not in ("task", "task.source")]
     for name in [given["task"]] if "task" in given else _task_names():
-        chosen: dict[str, DictConfig] = {"": compose_cell([*others, f"task={name}"])}
-        module = sys.modules[get_class(chosen[""].task._target_).__module__]
-        sources = [given["task.source"]] if "task.source" in given else module.SOURCES
-        for source in sources:
-            quick = "protocol=quick" if source == _QUICK_ONLY and "protocol" not in given else ""
-            if quick not in chosen:
-                chosen[quick] = compose_cell([*others, quick, f"task={name}"])
-            cell = chosen[quick]
-            cell.task.source = source
-            resolved = OmegaConf.to_container(cell.task, resolve=True)
-            yield instantiate(OmegaConf.create(resolved)), name, source, cell.names.protocol
+        complete = compose_cell([*others, f"task={name}"])
+        module = sys.modules[get_class(complete.task._target_).__module__]
+        for source in [given["task.source"]] if "task.source" in given else module.SOURCES:
+            config = copy.deepcopy(complete)
+            if source == _QUICK_ONLY and "protocol" not in given:
+                config = compose_cell([*others, "protocol=quick", f"task={name}"])
+            config.task.source = source
+            yield Asked(instantiate(config.task), name, source, config)
 
 
-def look(task: Task, name: str, source: str, protocol: str) -> Source:
+def look(asked: Asked) -> Source:
     """Reads manifests and sizes, and no data: well under a second."""
-    names: dict[str, Any] = {"task": name, "source": source, "protocol": protocol}
-    entries = task.entries()
+    task, entries = asked.task, asked.task.entries()
+    names: dict[str, Any] = {"task": asked.name, "source": asked.source, "protocol": asked.config.names.protocol}
     for entry in entries:
         try:
             found = read_manifest(entry)
@@ -119,8 +132,8 @@ def look(task: Task, name: str, source: str, protocol: str) -> Source:
         what = ", ".join(item.what for item in missing)
         return Source(**names, state=state, where=missing[0].expected_at, how_to_get=f"{what}: {missing[0].how_to_get}")
     if not entries:
-        raise DataError(f"{name}: source {source} misses nothing, and has no place for what it encodes")
-    return Source(**names, state=ON_USE, where=entries[0], how_to_get=f"make data TASK={name} SOURCE={source}")
+        raise DataError(f"{asked.name}: source {asked.source} misses nothing, and has no place for what it encodes")
+    return Source(**names, state=ON_USE, where=entries[0], how_to_get="make data TASK=<task> SOURCE=<source>")
 
 
 def _task_names() -> list[str]:
@@ -144,20 +157,20 @@ def _flat(found: list[Source]) -> pd.DataFrame:
 
 
 def _table(found: list[Source], datasets: Path) -> Table:
-    table = Table(title=f"Data below {datasets}", title_justify="left", title_style="", pad_edge=False)
+    table = Table(title=f"Data below {datasets} (* stand-in)", title_justify="left", title_style="", box=SIMPLE_HEAD)
     for column in ("task", "source", "data set", "state"):
         table.add_column(column, no_wrap=True)
     for column in (*SPLITS, "MB"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("SHA-256 of train / val / test", no_wrap=True)
-    table.add_column("where", overflow="fold")
+    table.add_column("where, or where expected", overflow="fold", min_width=30)
     colours = {READY: "green", ON_USE: "yellow", MISSING: "red"}
     for item in found:
         counts = [f"{item.counts[split]:,}" if item.counts else "-" for split in SPLITS]
         digests = " ".join(item.sha256[split][:8] for split in SPLITS) if item.sha256 else "-"
         size = f"{item.bytes / 1e6:,.1f}" if item.bytes else "-"
         where = str(item.where.relative_to(datasets)) if item.where.is_relative_to(datasets) else str(item.where)
-        dataset = f"{item.dataset} (stand-in)" if item.stand_in else item.dataset or "-"
+        dataset = f"{item.dataset} *" if item.stand_in else item.dataset or "-"
         state = f"[{colours[item.state]}]{item.state}[/]"
         table.add_row(item.task, item.source, dataset, state, *counts, size, digests, where)
     return table

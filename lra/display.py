@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lra.launching import is_launched_job
+
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -39,7 +41,8 @@ class Display:
 
     @property
     def in_grid(self) -> bool:
-        return self._grid_total > 0
+        """Whether this run is one of a grid's: shown here, or by the command that launched it elsewhere."""
+        return self._grid_total > 0 or is_launched_job()
 
     def advance_grid(self, note: str) -> None:
         """One more run of the grid is through."""
@@ -60,7 +63,7 @@ class Display:
     @contextmanager
     def run(self, title: str, total: int) -> Iterator["RunBar"]:
         opened = False
-        if console.is_terminal and self._progress is None:
+        if console.is_terminal and self._progress is None and not is_launched_job():
             self._start()
             opened = True
         bar = RunBar(self._progress, title, total)

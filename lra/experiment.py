@@ -21,7 +21,9 @@ from data.base import Task
 from lra.display import RunBar, display, say
 from lra.efficiency import measure
 from lra.evaluation import Counts, evaluate
+from lra.gpus import hold_one
 from lra.identity import identity_of, run_id_of
+from lra.launching import shares_the_machine
 from lra.ledger import Ledger, remove_leftovers
 from lra.protocol import Protocol
 from lra.provenance import describe_occasion
@@ -54,7 +56,7 @@ def train(config: DictConfig) -> float | None:
         torch.set_num_threads(config.threads)
         device = choose_device(config.device)
         record = _blank_record(config, identity, run_id, device)
-        checkpoint = checkpoint_path(config.paths.runs, run_id)
+        checkpoint = ledger.checkpoint(run_id)
         for target in (checkpoint, ledger.path(run_id)):
             remove_leftovers(target)
         if config.rerun:
@@ -70,17 +72,18 @@ def train(config: DictConfig) -> float | None:
     return accuracy
 
 
-def checkpoint_path(runs: str | Path, run_id: str) -> Path:
-    """Where a run that is not finished keeps its state; gone once its record is written."""
-    return Path(runs).expanduser() / "checkpoints" / f"{run_id}.pt"
-
-
 def choose_device(name: str) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"unknown device={name!r}; choose auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda was asked for, and torch finds no CUDA device; use device=cpu or device=auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if shares_the_machine():
+        place = hold_one([str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())])
+        torch.cuda.set_device(place)
+        return torch.device("cuda", place)
+    return torch.device("cuda")
 
 
 def build_model(config: DictConfig, task: Task) -> nn.Module:
@@ -167,7 +170,7 @@ def _run(work: Work, record: RunRecord, tracker: Any, bar: RunBar) -> RunRecord:
     stop.point()
     efficiency = measure(work.model, work.task, work.protocol, **where)
     seconds = {**record.provenance["seconds"], "fit": trained - started, "test": tested - trained}
-    provenance = {**record.provenance, "seconds": seconds}
+    provenance = {**record.provenance, "seconds": seconds, "resumed_at_step": fitted.first_step}
     return replace(record, status="finished", result=result, efficiency=efficiency, provenance=provenance)
 
 

@@ -52,10 +52,15 @@ class Ledger:
     """`<runs>/ledger/<run_id>.json`."""
 
     def __init__(self, runs: str | Path) -> None:
-        self.folder = Path(runs).expanduser() / "ledger"
+        self.runs = Path(runs).expanduser()
+        self.folder = self.runs / "ledger"
 
     def path(self, run_id: str) -> Path:
         return self.folder / f"{run_id}.json"
+
+    def checkpoint(self, run_id: str) -> Path:
+        """Where a run that is not finished keeps its state; gone once its record is written."""
+        return self.runs / "checkpoints" / f"{run_id}.pt"
 
     def find(self, run_id: str) -> RunRecord | None:
         """The record of this run, or None. A damaged record raises ValueError with its path and advice."""

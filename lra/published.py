@@ -29,10 +29,10 @@ _NAMES = {
     "Path-X": "pathx", "Avg": "average",
 }  # fmt: skip
 # overrides with these beginnings make another benchmark of it, unless they name a published quirk
-_CHANGING = ("per_task.", "protocol.", "task.", "model.")
+_CHANGING = ("protocol.", "task.")
 _QUIRKS = (
     "task.brackets", "task.validation", "task.pixel_zero_is_pad", "task.source", "protocol.validation_batches",
-    "protocol.best_after_fraction", "protocol.cycle_momentum", "model.pooling",
+    "protocol.best_after_fraction", "protocol.cycle_momentum",
 )  # fmt: skip
 
 
@@ -68,26 +68,33 @@ class Beside:
     footnotes: dict[str, str] = field(default_factory=dict)  # text -> letter
 
 
+@cache
 def load_figures(path: Path = FOLDER / "published_lra.csv") -> pd.DataFrame:
-    """All published figures; ValueError names the file and the row that breaks the schema."""
+    """All published figures; ValueError names the file and the line that breaks the schema."""
     frame = pd.read_csv(path)
     if tuple(frame.columns) != COLUMNS:
         raise ValueError(f"{path}: columns {list(frame.columns)}; expected {list(COLUMNS)}")
-    for place, row in frame.iterrows():
-        line = f"{path}, line {int(place) + 2}"
-        known = _UNITS.get(row["metric"])
-        if known is None:
-            raise ValueError(f"{line}: unknown metric {row['metric']!r}; choose of {sorted(_UNITS)}")
-        if row["unit"] not in (known if isinstance(known, tuple) else (known,)):
-            raise ValueError(f"{line}: {row['metric']} in {row['unit']!r}; expected {known!r}")
-        if row["unit"] == "percent" and not pd.isna(row["value"]) and not 0 <= row["value"] <= 100:
-            raise ValueError(f"{line}: {row['value']} is no percentage")
-        if row[["paper", "table", "method", "task", "source"]].isna().any():
-            raise ValueError(f"{line}: paper, table, method, task and source may not be empty")
+    for place, row in enumerate(frame.to_dict("records")):
+        problem = _problem(row)
+        if problem:
+            raise ValueError(f"{path}, line {place + 2}: {problem}")
     twice = frame.duplicated(["paper", "table", "method", "task", "metric"])
     if twice.any():
         raise ValueError(f"{path}, line {int(twice.idxmax()) + 2}: this figure stands in the file twice")
     return frame
+
+
+def _problem(row: Mapping[str, Any]) -> str:
+    known = _UNITS.get(row["metric"])
+    if known is None:
+        return f"unknown metric {row['metric']!r}; choose of {', '.join(sorted(_UNITS))}"
+    if row["unit"] not in (known if isinstance(known, tuple) else (known,)):
+        return f"{row['metric']} in {row['unit']!r}; expected {known!r}"
+    if row["unit"] == "percent" and not pd.isna(row["value"]) and not 0 <= row["value"] <= 100:
+        return f"{row['value']} is no percentage"
+    if any(pd.isna(row[key]) for key in ("paper", "table", "method", "task", "source")):
+        return "paper, table, method, task and source may not be empty"
+    return ""
 
 
 def paper_keys() -> list[str]:
@@ -120,10 +127,15 @@ def load_paper(key: str) -> Paper:
 
 
 def beside(
-    paper: Paper, kind: Kind, attentions: Sequence[str], columns: Mapping[str, tuple[str, Sequence[RunRecord]]]
+    paper: Paper,
+    kind: Kind,
+    attentions: Sequence[str],
+    columns: Mapping[str, tuple[str, Sequence[RunRecord]]],
+    footnotes: dict[str, str] | None = None,
 ) -> Beside:
-    """The paper's figures for our attentions and columns. `columns`: {name: (task, our finished records in it)}."""
-    found = Beside(paper)
+    """The paper's figures for our attentions and columns. `columns`: {name: (task, our records in it)}.
+    `footnotes`, where given, is gone on with, so that several tables can share their letters."""
+    found = Beside(paper, footnotes={} if footnotes is None else footnotes)
     for method, attention in paper.attentions.items():
         if attention not in attentions or attention in found.rows:
             continue
@@ -132,8 +144,9 @@ def beside(
         for column, (task, records) in columns.items():
             text = _figure(figures, task, kind)
             if text != MISSING:
-                found_letters = [_letter(found.footnotes, note) for note in differences(paper, kind, task, records)]
-                cells[column] = (text, ",".join(found_letters))
+                own = [record for record in records if record.label == attention] or records
+                letters = {_letter(found.footnotes, note) for note in differences(paper, kind, task, own)}
+                cells[column] = (text, ",".join(sorted(letters, key=lambda letter: (len(letter), letter))))
         if cells:
             found.rows[attention] = (method, cells)
     return found
@@ -148,9 +161,10 @@ def differences(paper: Paper, kind: Kind, task: str, records: Sequence[RunRecord
     protocols = sorted({record.protocol for record in records if record.protocol != paper.protocol})
     if protocols:
         texts.append(f"NOT COMPARABLE: ours ran the protocol {', '.join(protocols)}, which is not this paper's")
-    changed = sorted({item for record in records for item in record.overrides if _changes(item)})
+    changed = list(dict.fromkeys(item for record in records for item in record.overrides if _changes(item, task)))
     if changed:
-        texts.append(f"NOT COMPARABLE: ours was run with {', '.join(changed)}")
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        texts.append(f"NOT COMPARABLE: ours was run with {', '.join(changed[:3])}{more}")
     if any(record.data.get("source") == "generated" for record in records):
         texts.append("ours is self-generated by the same recipe, not the released files")
     for note in paper.notes:
@@ -162,9 +176,8 @@ def differences(paper: Paper, kind: Kind, task: str, records: Sequence[RunRecord
 
 def with_published(table: Table, paper: Paper, kind: Kind, records: Sequence[RunRecord]) -> Table:
     """The table with each published row directly below ours, footnote letters in brackets behind its figures."""
-    done = [record for record in records if record.status == "finished"]
     columns = {
-        str(column): (str(column).split(" (stand-in")[0], [record for record in done if record.dataset == column])
+        str(column): (str(column).split(" (stand-in")[0], [record for record in records if record.dataset == column])
         for column in table.cells.columns
     }
     plain = {name: value for name, value in columns.items() if name != "average"}
@@ -217,9 +230,13 @@ def _letter(footnotes: dict[str, str], text: str) -> str:
     return footnotes.setdefault(text, letters[place % 26] * (place // 26 + 1))
 
 
-def _changes(item: str) -> bool:
+def _changes(item: str, task: str) -> bool:
     key = item.lstrip("+~").split("=")[0]
-    return key.startswith(_CHANGING) and key not in _QUIRKS and not key.endswith(".source")
+    if key in _QUIRKS or key.endswith(".source") or key.split(".")[-1].startswith(("measure_", "log_", "checkpoint_")):
+        return False
+    if key.startswith("per_task."):
+        return key.startswith(f"per_task.{task}.")
+    return key.startswith(_CHANGING)
 
 
 def _has(record: RunRecord, key: str, value: object) -> bool:

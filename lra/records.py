@@ -53,7 +53,9 @@ class RunRecord:
     @property
     def label(self) -> str:
         """The attention's name, with what was overridden in it, so that two variants never share a table row."""
-        changed = [item for item in self.overrides if item.lstrip("+~").startswith(("attention.", "model."))]
+        changed = [
+            item for item in self.overrides if item.lstrip("+~").startswith(("attention.", "projection@", "model."))
+        ]
         return f"{self.attention} ({', '.join(changed)})" if changed else self.attention
 
     @property

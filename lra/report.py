@@ -1,6 +1,8 @@
 """Owns the rendered form of a ledger: tables as Markdown, LaTeX and CSV, the figure as PNG and PDF."""
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from lra.cells import Cell, cells_of
 from lra.display import say
 from lra.figures import accuracy_against_throughput, save_figure
-from lra.identity import identity_of, run_id_of
 from lra.ledger import Ledger, write_atomically
+from lra.published import load_paper, with_published
 from lra.records import RunRecord
-from lra.tables import Layout, Table, accuracy_table, efficiency_table, layout_of, tidy
+from lra.tables import Layout, Table, accuracy_table, efficiency_table, layout_of, settings_of, tidy
 
 
 def report(config: DictConfig) -> None:
@@ -23,12 +26,14 @@ def report(config: DictConfig) -> None:
     cells = None
     if config.experiment:
         hydra = HydraConfig.get()
-        cells = grid_of(hydra.sweeper.params, list(hydra.overrides.task))
+        cells = cells_of(grid_of(hydra.sweeper.params, list(hydra.overrides.task)), config.paths.runs)
     render(config, cells)
 
 
-def render(config: DictConfig, cells: list[list[str]] | None) -> list[Path]:
+def render(config: DictConfig, cells: list[Cell] | None) -> list[Path]:
     """Write the files, print the accuracy and the efficiency table."""
+    if config.report.published is not None:
+        load_paper(config.report.published)  # a wrong name fails here, before anything is written
     records, damaged = Ledger(config.paths.runs).read_all()
     for line in damaged:
         say(f"left out, cannot be read: {line}")
@@ -42,28 +47,28 @@ def render(config: DictConfig, cells: list[list[str]] | None) -> list[Path]:
     name = config.experiment or "all"
     folder = Path(config.paths.runs) / "report" / str(name)
     written: list[Path] = []
-    for protocol in dict.fromkeys(record.protocol for record in records):
-        chosen = [record for record in records if record.protocol == protocol]
+    groups = dict.fromkeys((record.protocol, settings_of(record)) for record in records)
+    for protocol, settings in groups:
+        chosen = [record for record in records if (record.protocol, settings_of(record)) == (protocol, settings)]
         layout = layout_of(chosen, attentions, tasks)
-        suffix = "" if len({record.protocol for record in records}) == 1 else f"_{protocol}"
-        written += _render_one(chosen, layout, f"{name}, protocol {protocol}", folder, suffix, config)
+        variant = f"_{hashlib.sha256(settings.encode()).hexdigest()[:6]}" if settings else ""
+        title = f"{name}, protocol {protocol}" + (", with overrides" if settings else "")
+        written += _render_one(
+            chosen, layout, title, folder, "" if len(groups) == 1 else f"_{protocol}{variant}", config
+        )
     _track(config, records, str(name), written)
     say(f"written to {folder}: " + ", ".join(path.name for path in written))
     return written
 
 
-def _of_grid(records: Sequence[RunRecord], cells: list[list[str]]) -> tuple[list[RunRecord], list[str], list[str]]:
-    from lra.grid import compose_cell
-
+def _of_grid(records: Sequence[RunRecord], cells: list[Cell]) -> tuple[list[RunRecord], list[str], list[str]]:
     by_id = {record.run_id: record for record in records}
-    found, attentions, tasks = [], {}, {}
-    for cell in cells:
-        config = compose_cell(cell)
-        attentions[config.names.attention] = tasks[config.names.task] = None
-        record = by_id.get(run_id_of(identity_of(config)))
-        if record is not None:
-            found.append(record)
-    return found, list(attentions), list(tasks)
+    found = [by_id[cell.run_id] for cell in cells if cell.run_id in by_id]
+    return (
+        found,
+        list(dict.fromkeys(cell.attention for cell in cells)),
+        list(dict.fromkeys(cell.task for cell in cells)),
+    )
 
 
 def _render_one(
@@ -75,6 +80,13 @@ def _render_one(
         "accuracy": accuracy_table(frame, layout, f"Test accuracy in percent ({title})", decimals),
         "efficiency": efficiency_table(frame, layout, f"Training throughput and memory ({title})"),
     }
+    if config.report.published is not None:
+        paper = load_paper(config.report.published)
+        tables["accuracy"] = with_published(tables["accuracy"], paper, "accuracy", records)
+        tables["efficiency"] = with_published(tables["efficiency"], paper, "cost", records)
+    if settings := settings_of(records[0]):
+        stated = f"Overrides: {settings}."
+        tables = {key: replace(table, notes=(stated, *table.notes)) for key, table in tables.items()}
     written = [_write(folder / f"runs{suffix}.csv", frame.to_csv(index=False))]
     for name, table in tables.items():
         print(table.markdown())

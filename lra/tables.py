@@ -10,7 +10,7 @@ from lra.tracking import hardware_name
 
 MISSING = "–"
 # tables list tasks in the benchmark's order
-_TASK_ORDER = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
+TASK_ORDER = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
 
 
 _TEX = {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "·": r"$\cdot$", MISSING: "--"}
@@ -75,6 +75,12 @@ def tidy(records: Sequence[RunRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def settings_of(record: RunRecord) -> str:
+    """What was overridden beyond the attention and the model: runs that differ in it never share a mean."""
+    changing = ("task.", "per_task.", "protocol.")
+    return ", ".join(sorted(item for item in record.overrides if item.lstrip("+~").startswith(changing)))
+
+
 def layout_of(records: Sequence[RunRecord], attentions: Sequence[str] = (), tasks: Sequence[str] = ()) -> Layout:
     """The stated attentions and tasks first, in their order; what the records hold beyond them after that."""
     by_task: dict[str, list[str]] = {}
@@ -82,7 +88,7 @@ def layout_of(records: Sequence[RunRecord], attentions: Sequence[str] = (), task
         names = by_task.setdefault(record.task, [])
         if record.data and record.dataset not in names:
             names.append(record.dataset)
-    order = [*(task for task in _TASK_ORDER if task in tasks or task in by_task)]
+    order = [*(task for task in TASK_ORDER if task in tasks or task in by_task)]
     order += [task for task in (*tasks, *by_task) if task not in order]
     datasets = [name for task in dict.fromkeys(order) for name in (by_task.get(task) or [task])]
     labels = list(dict.fromkeys([*attentions, *(record.label for record in records)]))

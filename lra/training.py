@@ -40,6 +40,7 @@ class Fit:
 
     progress: Progress
     best_weights: dict[str, Tensor]
+    first_step: int  # above 0 where a checkpoint was gone on from
 
 
 def build_optimizer(
@@ -165,7 +166,7 @@ def fit(
 
     if checkpoint is not None and checkpoint.exists():
         state.restore(checkpoint, identity)
-    progress = state.progress
+    progress, first_step = state.progress, state.progress.step
     batches = task.batches(
         "train",
         protocol.batch_size,
@@ -186,7 +187,7 @@ def fit(
             save()
         stop.point(save)
         if progress.step == protocol.num_steps:
-            return Fit(progress, state.best_weights or _copy_weights(model))
+            return Fit(progress, state.best_weights or _copy_weights(model), first_step)
         state.losses.append(step_once(next(batches).to(device)))
         progress.step += 1
         progress.examples_seen += protocol.batch_size

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attention.base import Description, HeadShape
+from attention.normalizers import Normalizer
 
 Sign = Literal["positive", "positive_weights", "signed"]
 
@@ -50,8 +51,24 @@ class FeatureMap(nn.Module, ABC):
     def forward(self, x: Tensor, is_query: bool, prepared: Any = None) -> Features:
         """x [B, H, L, D] -> Features of width F."""
 
+    def fused(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        key_padding_mask: Tensor | None,
+        normalizer: Normalizer,
+        num_keys: Tensor,
+    ) -> Tensor | None:
+        """Linear attention over this map as one op that stores no features, [B, H, L, D]; None where there is none."""
+        return None
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """q or k [B, H, L, D] as `kernel` and `second_moment` take them: after the map's own scaling or norm."""
+        return x
+
     def kernel(self, x: Tensor, y: Tensor) -> Tensor:
-        """E[phi(x).phi(y)] for x, y [..., D], *after* the map's own scaling: the kernel that is estimated."""
+        """E[phi(x).phi(y)] for x, y [..., D] that are `scaled`: the kernel that is estimated."""
         raise NotImplementedError(f"{type(self).__name__} has no closed-form kernel")
 
     def second_moment(self, x: Tensor, y: Tensor) -> Tensor:

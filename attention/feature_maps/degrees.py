@@ -76,6 +76,7 @@ class Optimal(DegreeLaw):
     Without shrinkage: D_n proportional to a_n sqrt(v_n), v_n = E Var of one feature. With shrinkage: the block of
     degree n is multiplied by lambda_n = b_n / (b_n + v_n / D_n), b_n = E t^2n, and the counts minimise the error
     that remains, sum_n a_n^2 b_n v_n / (b_n D_n + v_n). Biased towards 0, never worse than leaving a degree out.
+    Degree 0 has no variance: where it is left to the law, one feature carries it.
     """
 
     max_degree: int
@@ -85,12 +86,16 @@ class Optimal(DegreeLaw):
     def draw(
         self, kernel: Kernel, first_degree: int, num_random: int, head_dim: int, generator: torch.Generator
     ) -> Degrees:
+        constant = {0: 1} if first_degree == 0 else {}
+        num_random -= len(constant)
+        if num_random < 1:
+            raise ValueError("Optimal needs a feature besides the constant: num_features must be at least 2")
         law = {}
-        for n in _degrees(kernel, first_degree, self.max_degree):
+        for n in _degrees(kernel, max(first_degree, 1), self.max_degree):
             scale = kernel.coefficient(n) * (self.temperature / head_dim**0.5) ** n
             law[n] = scale * (1 - isotropic_moment(n, head_dim)) ** 0.5
         counts = _best_shrunk(law, num_random, head_dim) if self.shrinkage else _apportion(law, num_random)
-        return _stratified(kernel, counts, head_dim, self.shrinkage)
+        return _stratified(kernel, constant | counts, head_dim, self.shrinkage)
 
 
 @dataclass(frozen=True)

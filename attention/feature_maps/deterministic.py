@@ -89,8 +89,11 @@ class Taylor(FeatureMap):
     def num_outputs(self) -> int:
         return self._num_outputs
 
+    def scaled(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
     def forward(self, x: Tensor, is_query: bool, prepared: Any = None) -> Features:
-        x = x * self.scale
+        x = self.scaled(x)
         return Features(torch.cat([torch.ones_like(x[..., :1]), x, symmetric_square(x, math.sqrt(0.5))], dim=-1))
 
     def kernel(self, x: Tensor, y: Tensor) -> Tensor:

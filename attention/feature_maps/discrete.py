@@ -31,8 +31,11 @@ class _RandomMonomials(FeatureMap):
     def num_outputs(self) -> int:
         return self.num_features
 
+    def scaled(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
     def forward(self, x: Tensor, is_query: bool, prepared: Any = None) -> Features:
-        x = x * self.scale
+        x = self.scaled(x)
         powers = self.degrees.transpose(-2, -1)  # [D, M] or [H, D, M]
         # As sign and logarithm a monomial is a matrix product, and the shared stabiliser keeps it from overflowing.
         # At x_l = 0 the logarithm is bounded: 0^0 is 1, and 0^n vanishes beside everything else.

@@ -103,11 +103,14 @@ class Exponential(FeatureMap):
     def num_outputs(self) -> int:
         return self.projection.num_rows * (2 if self.hyperbolic else 1)
 
+    def scaled(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
     def prepare(self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None) -> Prepared:
         """Fit A, T and the shift to the real tokens. Queries are masked with the keys' mask when lengths agree."""
         mask_k = None if key_padding_mask is None else key_padding_mask[:, None]  # [B, 1, L]
         mask_q = mask_k if q.shape[2] == k.shape[2] else None
-        return self.prepare_scaled(q * self.scale, k * self.scale, mask_q, mask_k, key_padding_mask)
+        return self.prepare_scaled(self.scaled(q), self.scaled(k), mask_q, mask_k, key_padding_mask)
 
     def prepare_scaled(
         self,
@@ -153,7 +156,7 @@ class Exponential(FeatureMap):
     def forward(self, x: Tensor, is_query: bool, prepared: Prepared | None = None) -> Features:
         if prepared is None:
             raise ValueError("Exponential: hand forward() what prepare(q, k, mask) returned for this batch")
-        x = x * self.scale
+        x = self.scaled(x)
         found = prepared.fit
         if found is None:
             row = -0.5 * x.square().sum(dim=-1, keepdim=True)

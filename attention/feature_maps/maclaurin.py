@@ -15,8 +15,12 @@ from attention.base import Description, HeadShape, mean_over_keys
 from attention.feature_maps.base import FeatureMap, Features
 from attention.feature_maps.degrees import DegreeLaw
 from attention.feature_maps.symmetric_square import num_pairs, symmetric_square
+from attention.fused.blocks import Monomials, Prologue, UnitNorm
+from attention.fused.maclaurin import maclaurin_attention, mean_key
 from attention.kernels import Kernel
-from attention.projections.signs import MonomialLaw
+from attention.normalizers import Normalizer
+from attention.projections.base import Projection
+from attention.projections.draws import check_factors
 
 
 class Maclaurin(FeatureMap):
@@ -39,13 +43,14 @@ class Maclaurin(FeatureMap):
         num_features: int,
         exact_degree: int,
         degree_law: DegreeLaw,
-        projection: MonomialLaw,
+        projection: Projection,
         centred: bool,
     ) -> None:
         """`num_features`: the whole width F, exact part included. `exact_degree`: -1 (nothing is exact) to 2; the
         published code has 0. With F equal to the width of the exact part the map is the truncated series itself.
         `centred`: expand about each query's argument with the mean key instead of about 0 (see `prepare`)."""
         super().__init__()
+        check_factors(projection)
         if centred and exact_degree < 0:
             raise ValueError("feature_map.centred needs the constant of each query: set exact_degree to 0, 1 or 2")
         self.centred = centred
@@ -74,24 +79,77 @@ class Maclaurin(FeatureMap):
     def num_outputs(self) -> int:
         return self._num_outputs
 
+    @property
+    def num_projections(self) -> int:
+        """Rows of the matrix that the fused form multiplies every token with: degree 2 and above."""
+        return sum(self.levels[1:]) + (self.levels[1] if len(self.levels) > 1 else 0)
+
     def prepare(self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None) -> Tensor | None:
         """The mean key m [B, H, 1, D], when centred. With t0 = q.m / sqrt(D) and s = q.(k - m) / sqrt(D) the kernel is
         K(t0 + s), in the ratio the same as c + sum_{n>=1} a_n (s/u)^n: queries become q/u with the constant c, keys
         k - m. Weights keep their meaning and the arguments lose what all keys have in common. m keeps its gradient."""
         return mean_over_keys(k, key_padding_mask) if self.centred else None
 
+    def recentre(self, x: Tensor, is_query: bool, mean: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The vectors that are expanded and, where it is not sqrt(a_0), the constant [B, H, L, 1] of the queries."""
+        if mean is None or (is_query and self.dot_kernel.multiplicative):
+            return x, None
+        if not is_query:
+            return x - mean, None
+        u, constant = self.dot_kernel.recentre(x @ mean.transpose(-2, -1) / math.sqrt(self.head_dim))  # [B, H, L, 1]
+        return x / u, constant
+
     def forward(self, x: Tensor, is_query: bool, prepared: Any = None) -> Features:
         """All features are kept as rows [F, L] until the end: each step then works on contiguous memory."""
-        constant = None
-        if prepared is not None and is_query:
-            t0 = x @ prepared.transpose(-2, -1) / math.sqrt(self.head_dim)  # [B, H, L, 1]
-            u, constant = self.dot_kernel.recentre(t0)
-            x, constant = x / u, constant.transpose(-2, -1)
-        elif prepared is not None:
-            x = x - prepared
+        x, constant = self.recentre(x, is_query, prepared)
         rows = x.transpose(-2, -1)  # [B, H, D, L]
+        constant = None if constant is None else constant.transpose(-2, -1)
         pieces = self._random_rows(rows) + self._exact_rows(rows * self.head_dim**-0.25, constant)
         return Features(torch.cat(pieces, dim=-2).transpose(-2, -1))
+
+    def fused(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        key_padding_mask: Tensor | None,
+        normalizer: Normalizer,
+        num_keys: Tensor,
+        unit: UnitNorm | None = None,
+        scale: Tensor | None = None,
+    ) -> Tensor | None:
+        """On a CPU, for real projections and exact degrees below 2: the same function in blocks that stay in cache.
+
+        `unit` and `scale` [H, 1, 1]: q and k become scale * unit(q) and scale * unit(k) on the way in.
+        """
+        if q.device.type != "cpu" or self.exact_degree > 1 or self.projection.is_complex:
+            return None
+        own_constants = self.centred and not self.dot_kernel.multiplicative
+        monomials, plain = self.monomials(q.dtype, own_constants), Prologue(unit, scale, None)
+        if not self.centred:
+            return maclaurin_attention(monomials, q, k, v, key_padding_mask, (plain, plain), None, normalizer, num_keys)
+        mean = mean_key(monomials, k, key_padding_mask, num_keys, plain)
+        of_queries, constants = plain, None
+        if own_constants:
+            q, constants = self.recentre(plain.apply(q), True, mean)
+            of_queries = Prologue(None, None, None)
+        prologues = of_queries, Prologue(unit, scale, mean)
+        return maclaurin_attention(monomials, q, k, v, key_padding_mask, prologues, constants, normalizer, num_keys)
+
+    def monomials(self, dtype: torch.dtype, own_constants: bool) -> Monomials:
+        """The map with its features of degree 0 and 1 summed up: phi(x).phi(y) needs their sum alone, a number and a
+        bilinear form. `own_constants`: the queries bring c, which replaces a_0."""
+        a, scale = self.dot_kernel.coefficient, self.head_dim**-0.5
+        first, second = (*self.levels[:2], 0, 0)[:2]  # random features of degree >= 1, >= 2
+        weights, signs = self.weights.to(dtype), self.signs.to(dtype)
+        constant = float(weights[first:].square().sum()) + (a(0) if self.exact_degree >= 0 else 0.0)
+        single = signs[second:first] * weights[second:first, None]
+        linear = single.T @ single * scale
+        if self.exact_degree >= 1:
+            linear = linear + torch.eye(self.head_dim, dtype=dtype) * (a(1) * scale)
+        products = [signs[:second] * weights[:second, None], signs[first:]] if second else [signs[:0]]
+        levels = (second, *self.levels[1:]) if second else ()
+        return Monomials(1.0 if own_constants else constant, linear, torch.cat(products) * scale**0.5, levels)
 
     def _random_rows(self, rows: Tensor) -> list[Tensor]:
         """One product for all projections, then products over the levels: level j multiplies the first m_j features."""
@@ -131,6 +189,9 @@ class Maclaurin(FeatureMap):
         if self.exact_degree >= 2:
             pieces.append(symmetric_square(rows.transpose(-2, -1), math.sqrt(a(2))).transpose(-2, -1))
         return pieces
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return x * self.head_dim**-0.25
 
     def kernel(self, x: Tensor, y: Tensor) -> Tensor:
         """E[phi(x).phi(y)] over all draws: the exact degrees plus the estimated ones (shrunk, if the law shrinks)."""
@@ -215,7 +276,7 @@ def _fold(levels: tuple[Tensor, ...]) -> list[Tensor]:
     return pieces
 
 
-def _sample_levels(law: MonomialLaw, counts: Mapping[int, int], head_dim: int, generator: torch.Generator) -> Tensor:
+def _sample_levels(law: Projection, counts: Mapping[int, int], head_dim: int, generator: torch.Generator) -> Tensor:
     """Signs sorted by level, then by degree (descending): [C, D], or [2C, D] with imaginary parts below real ones.
 
     Each degree has blocks of its own and each factor a draw of its own, which the closed-form variance relies on.

@@ -62,9 +62,11 @@ class PolySketch(FeatureMap):
     def num_outputs(self) -> int:
         return num_pairs(self.sketch_dim)
 
+    def scaled(self, x: Tensor) -> Tensor:
+        return self.norm(x) * self.head_dim**-0.25
+
     def forward(self, x: Tensor, is_query: bool, prepared: Any = None) -> Features:
-        x = self.norm(x) * self.head_dim**-0.25
-        return Features(symmetric_square(self.sketch(x)))
+        return Features(symmetric_square(self.sketch(self.scaled(x))))
 
     def kernel(self, x: Tensor, y: Tensor) -> Tensor:
         """The mean over the random sketches, by recursion over their levels.

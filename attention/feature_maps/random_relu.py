@@ -12,6 +12,7 @@ from torch import Tensor
 from attention.base import Description, HeadShape
 from attention.feature_maps.base import FeatureMap, Features, Sign
 from attention.projections.base import Projection
+from attention.projections.draws import Draws, check_rows
 
 
 class RandomRelu(FeatureMap):
@@ -32,28 +33,38 @@ class RandomRelu(FeatureMap):
         num_features: int,
         projection: Projection,
         offset: float,
+        per_head: bool = False,
+        allow_biased: bool = False,
     ) -> None:
         """`offset`: c, added to every feature."""
         super().__init__()
         if offset <= 0:
             raise ValueError(f"RandomRelu needs offset > 0, or a query's weights may all be 0; got {offset}")
-        self.scale, self.offset, self._num_features = shape.head_dim**-0.25, offset, num_features
-        self.projection = projection.build(num_features, shape.head_dim, generator)
+        check_rows(projection, allow_biased, needs_chi_norms=False)
+        self.law, self.scale, self.offset = projection, shape.head_dim**-0.25, offset
+        self.projection = Draws(projection, num_features, shape, generator, per_head)
+        if self.projection.signed:
+            self.sign = "signed"
 
     @property
     def num_outputs(self) -> int:
-        return self._num_features
+        return self.projection.num_rows
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return x * self.scale
 
     def forward(self, x: Tensor, is_query: bool, prepared: Any = None) -> Features:
-        projected = (x * self.scale) @ self.projection().T  # [B, H, L, F]
-        return Features((projected.relu() + self.offset) * self._num_features**-0.5)
+        projected = self.scaled(x) @ self.projection().transpose(-2, -1)  # [B, H, L, F]
+        return Features((projected.relu() + self.offset) * self.projection.amplitudes(is_query))
 
     def kernel(self, x: Tensor, y: Tensor) -> Tensor:
+        self._check_closed_form()
         c, norm_x, norm_y, cosine = self.offset, *_polar(x, y)
         return c * c + c * (norm_x + norm_y) * _HALF_MEAN + norm_x * norm_y * _arc_cosine(cosine)
 
     def second_moment(self, x: Tensor, y: Tensor) -> Tensor:
         """E[(a + c)^2 (b + c)^2] for a = relu(w.x), b = relu(w.y) and a Gaussian row w, term by term."""
+        self._check_closed_form()
         c, norm_x, norm_y, cosine = self.offset, *_polar(x, y)
         angle = torch.arccos(cosine)
         # E[a^2 b^2] of unit vectors: the arc-cosine kernel of order 2 (Cho and Saul 2009), over 2
@@ -63,6 +74,10 @@ class RandomRelu(FeatureMap):
         total = fourth * product**2 + 2 * c * third * product * (norm_x + norm_y)
         total = total + c**2 * ((norm_x**2 + norm_y**2) / 2 + 4 * product * _arc_cosine(cosine))
         return total + 2 * c**3 * _HALF_MEAN * (norm_x + norm_y) + c**4
+
+    def _check_closed_form(self) -> None:
+        if not self.law.gaussian_marginals:
+            raise NotImplementedError(f"rectified rows of {type(self.law).__name__} have no closed-form mean")
 
 
 _HALF_MEAN = 1 / math.sqrt(2 * math.pi)  # E[relu(w)] of a standard Gaussian w

@@ -53,8 +53,11 @@ class TensorSketch(FeatureMap):
     def num_outputs(self) -> int:
         return self._num_features
 
+    def scaled(self, x: Tensor) -> Tensor:
+        return functional.normalize(x, dim=-1, eps=1e-6) if self.unit_norm else x * self.scale
+
     def forward(self, x: Tensor, is_query: bool, prepared: Any = None) -> Features:
-        x = functional.normalize(x, dim=-1, eps=1e-6) if self.unit_norm else x * self.scale
+        x = self.scaled(x)
         x = torch.cat([x, torch.full_like(x[..., :1], self.offset**0.5)], dim=-1)  # [B, H, L, D + 1]
         product = torch.fft.rfft(x @ self.sketches[0])  # [B, H, L, F // 2 + 1]
         for sketch in self.sketches[1:]:

@@ -44,8 +44,11 @@ class TrigRF(FeatureMap):
     def num_outputs(self) -> int:
         return 2 * self.projection.num_rows
 
+    def scaled(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
     def forward(self, x: Tensor, is_query: bool, prepared: Any = None) -> Features:
-        x = x * self.scale
+        x = self.scaled(x)
         # exp(|x|^2 / 2) as logits: it cancels for queries, and the stabiliser takes out the keys' maximum.
         half_norm = x.square().sum(dim=-1, keepdim=True) / 2  # [B, H, L, 1]
         return Features(waves(x, self.projection(), self.projection.amplitudes(is_query)), half_norm)

@@ -31,11 +31,25 @@ class Projection(ABC):
 
     gaussian_marginals: ClassVar[bool]
     row_norm: ClassVar[RowNorm]
+    is_complex: ClassVar[bool] = False
+    # why rows cannot be factors of random monomials, which need E[w w'] = I for any number of rows; None: they can
+    no_factor: ClassVar[str | None] = None
     paper: ClassVar[str] = "-"  # arXiv id
 
     @abstractmethod
     def sample(self, num_features: int, head_dim: int, generator: torch.Generator) -> Tensor:
         """W [F, D], float32, on the CPU."""
+
+    def block(self, head_dim: int) -> int:
+        """Rows that may depend on each other; 1 means that all rows are independent."""
+        raise NotImplementedError(f"{type(self).__name__} has no closed form of what its rows have in common")
+
+    def moment(self, degree: int, x: Tensor, y: Tensor) -> Tensor:
+        """E[Re(z(x) conj z(y))^2] of z(x) = prod_{j <= degree} w_j.x, the rows w_j independent; x, y [..., D]."""
+        if not self.gaussian_marginals:
+            raise NotImplementedError(f"{type(self).__name__} has no closed form of E[(w.x)^2 (w.y)^2]")
+        t = (x * y).sum(dim=-1)
+        return (x.square().sum(dim=-1) * y.square().sum(dim=-1) + 2 * t**2) ** degree
 
     def build(self, num_features: int, head_dim: int, generator: torch.Generator) -> ProjectionMatrix:
         """A module whose forward() is W. Learnable laws override this."""

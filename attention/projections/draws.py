@@ -46,17 +46,35 @@ def check_rows(law: Projection, allow_biased: bool, needs_chi_norms: bool) -> No
     """Refuse rows w that are not N(0, I) for maps whose kernel is a Gaussian mean over w.
 
     Raises:
-        ValueError: rows of one norm where `needs_chi_norms`; any that are not N(0, I) without `allow_biased`.
+        ValueError: rows of one norm where `needs_chi_norms`, complex rows; any that are not N(0, I) without
+            `allow_biased`.
     """
     name = type(law).__name__
+    if law.is_complex:
+        raise ValueError(f"{name} has complex rows, which only Maclaurin features use. {_GAUSSIAN_ROWS}")
     if needs_chi_norms and law.row_norm == "fixed":
         raise ValueError(
             f"{name} has rows of one norm: w'Aw would be (nearly) the same for all of them, so that A would do nothing "
-            "but bias the estimate. Use a projection with Gaussian rows (Gaussian, Orthogonal with norms=chi, Qmc, ..) "
-            "or a_structure=zero."
+            f"but bias the estimate. {_GAUSSIAN_ROWS}, or a_structure=zero."
         )
     if not law.gaussian_marginals and not allow_biased:
         raise ValueError(
-            f"{name} has rows that are not N(0, I), so the estimate of exp(q.k) would be biased. Use Gaussian rows "
-            "(Gaussian, Orthogonal with norms=chi, SignedCirculant, Fastfood, Qmc), or accept it: allow_biased=true."
+            f"{name} has rows that are not N(0, I), so the estimate of the kernel would be biased. {_GAUSSIAN_ROWS}, or "
+            "accept it: +attention.feature_map.allow_biased=true."
         )
+
+
+def check_factors(law: Projection) -> None:
+    """Refuse rows that cannot be the factors of random monomials: these need E[w w'] = I for any number of rows."""
+    if law.no_factor is not None:
+        raise ValueError(
+            f"{type(law).__name__} cannot give the factors of Maclaurin features: {law.no_factor}. Use "
+            "projection@attention.feature_map.projection=rademacher, srht, haar, gaussian, orf, sorf, rom, scrf, "
+            "fastfood_fixed, qmc or sgq."
+        )
+
+
+_GAUSSIAN_ROWS = (
+    "Use Gaussian rows (projection@attention.feature_map.projection=gaussian, orf with norms=chi, scrf, fastfood_fixed "
+    "or qmc)"
+)

@@ -18,6 +18,9 @@ class Gaussian(Projection):
     gaussian_marginals: ClassVar[bool] = True
     row_norm: ClassVar[RowNorm] = "chi"
 
+    def block(self, head_dim: int) -> int:
+        return 1
+
     def sample(self, num_features: int, head_dim: int, generator: torch.Generator) -> Tensor:
         return torch.randn(num_features, head_dim, generator=generator)
 

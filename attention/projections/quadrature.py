@@ -37,6 +37,7 @@ class MomentMatched(Projection):
 
     gaussian_marginals: ClassVar[bool] = False
     row_norm: ClassVar[RowNorm] = "other"
+    no_factor: ClassVar[str | None] = "it needs more than D rows at a time, and high degrees have fewer features"
 
     def sample(self, num_features: int, head_dim: int, generator: torch.Generator) -> Tensor:
         if num_features <= head_dim:
@@ -91,6 +92,7 @@ class SparseGrid(Projection):
 
     gaussian_marginals: ClassVar[bool] = False
     row_norm: ClassVar[RowNorm] = "other"
+    no_factor: ClassVar[str | None] = "its 2 D + 1 rows have weights of their own"
     paper: ClassVar[str] = "1709.02605"
 
     def sample(self, num_features: int, head_dim: int, generator: torch.Generator) -> Tensor:

@@ -162,6 +162,7 @@ class FastfoodLearnable(Projection):
 
     gaussian_marginals: ClassVar[bool] = False
     row_norm: ClassVar[RowNorm] = "other"
+    no_factor: ClassVar[str | None] = "the factors are drawn for good, so that nothing would be learned"
     paper: ClassVar[str] = "2110.08323"
 
     def sample(self, num_features: int, head_dim: int, generator: torch.Generator) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from lra.display import RunBar, display
@@ -27,7 +27,7 @@ from lra.studies.runner import Outputs, median_and_interval
 
 
 class Inputs(NamedTuple):
-    """q, k, v [1, H, L, D]; q and k as a pre-SBN leaves them: unit norm, mean 0 over channels."""
+    """q, k, v [B, H, L, D], one example per kind of data; q, k as a pre-SBN leaves them: unit norm, mean 0 in a token."""
 
     q: Tensor
     k: Tensor
@@ -35,23 +35,17 @@ class Inputs(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One panel of the study: kernel, radius and data."""
+    """One panel of the study."""
 
     kernel: str
     radius: str
-    data: str
 
 
 def run(config: DictConfig, outputs: Outputs) -> None:
     """The study that conf/experiment/estimator_error.yaml configures."""
     config = copy.deepcopy(config)  # cells are set in place
     study = config.study
-    cases = [
-        Case(kernel, radius, data)
-        for radius, entry in study.temperatures.items()
-        for kernel in entry.kernels
-        for data in study.data
-    ]
+    cases = [Case(kernel, radius) for radius, entry in study.temperatures.items() for kernel in entry.kernels]
     rows: list[dict[str, Any]] = []
     with display.run("estimator error", study.draws * len(cases)) as bar:
         for place, case in enumerate(cases):
@@ -75,37 +69,41 @@ def run(config: DictConfig, outputs: Outputs) -> None:
 
 
 def measure_case(study: DictConfig, case: Case, outputs: Outputs, bar: RunBar, place: int) -> list[dict[str, Any]]:
-    """One row per estimator and width."""
-    temperature = study.temperatures[case.radius].value
-    study.cell.kernel, study.cell.temperature = f"${{study.kernels.{case.kernel}}}", temperature
+    """One row per estimator, width and kind of data."""
+    study.cell.kernel, study.cell.temperature = (
+        f"${{study.kernels.{case.kernel}}}",
+        study.temperatures[case.radius].value,
+    )
     shape = instantiate(study.shape)
     exact = instantiate(study.exact)(shape, torch.Generator()).to(outputs.device)
-    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
-    factories = {(name, width): _factories(study, name, width) for name, width in widths(study, case.kernel)}
+    estimators = {(name, width): estimator(study, name, width) for name, width in widths(study, case.kernel)}
+    found: dict[tuple[str, int], list[Tensor]] = {key: [] for key in estimators}
     for draw in range(study.draws):
         seed = 1_000_003 * outputs.seed + draw
-        inputs = draw_inputs(shape, study.length, study.data[case.data], seed, outputs.device)
+        inputs = draw_inputs(shape, study.length, list(study.data.values()), seed, outputs.device)
         kernel = exact(inputs.q, inputs.k, _identity(inputs.v))
-        out = kernel @ inputs.v / kernel.sum(dim=-1, keepdim=True)
-        for key, pair in factories.items():
-            entry = study.estimators[key[0]]
-            scale = temperature**0.5 if entry.get("unit_inputs", False) else 1.0
-            given = Inputs(scale * inputs.q, scale * inputs.k, inputs.v)
-            estimate = _estimate(pair, shape, seed, given, kernel.sum(dim=-1, keepdim=True))
-            found.setdefault(key, []).append(errors_of(*estimate, kernel, out, inputs.v))
+        row_sums = kernel.sum(dim=-1, keepdim=True)
+        out = kernel @ inputs.v / row_sums
+        for key, which in estimators.items():
+            estimated = estimate(which, shape, seed, inputs, row_sums)
+            found[key].append(errors_of(*estimated, kernel, out, inputs.v))
         bar.update(place * study.draws + draw + 1)
-    return [_row(case, study, name, width, draws) for (name, width), draws in found.items()]
+    rows = []
+    for (name, width), draws in found.items():
+        for data, errors in zip(study.data, torch.stack(draws, dim=1), strict=True):  # [draws, 2]
+            rows.append(
+                {
+                    **case._asdict(), "data": data, "squared_radius": study.temperatures[case.radius].radius,
+                    "estimator": name, "num_features": width, "draws": len(draws),
+                    **_summary("kernel_error", errors[:, 0]), **_summary("output_error", errors[:, 1]),
+                }
+            )  # fmt: skip
+    return rows
 
 
-def _row(case: Case, study: DictConfig, name: str, width: int, draws: list[tuple[float, float]]) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        **case._asdict(), "squared_radius": study.temperatures[case.radius].radius, "estimator": name,
-        "num_features": width, "draws": len(draws),
-    }  # fmt: skip
-    for place, metric in enumerate(("kernel", "output")):
-        middle, low, high = median_and_interval([draw[place] for draw in draws])
-        row |= {f"{metric}_error": middle, f"{metric}_error_low": low, f"{metric}_error_high": high}
-    return row
+def _summary(name: str, values: Tensor) -> dict[str, float]:
+    middle, low, high = median_and_interval(values.tolist())
+    return {name: middle, f"{name}_low": low, f"{name}_high": high}
 
 
 def widths(study: DictConfig, kernel: str) -> Iterator[tuple[str, int]]:
@@ -116,51 +114,67 @@ def widths(study: DictConfig, kernel: str) -> Iterator[tuple[str, int]]:
             yield from ((str(name), width) for width in possible if width >= entry.get("least", 1))
 
 
-def _factories(study: DictConfig, name: str, width: int) -> tuple[Any, Any]:
-    """The attention's factory, and that of the same without its normaliser (None for one that fixes rows to a factor
-    only)."""
+class Estimator(NamedTuple):
+    """An attention's factory and, where its own normaliser was taken out so that sums show, that normaliser."""
+
+    factory: Any
+    normalizer: Any | None
+    input_scale: float
+
+
+def estimator(study: DictConfig, name: str, width: int) -> Estimator:
+    """The estimator of this name in the study's present cell. One that fixes rows to a factor keeps its normaliser."""
     study.cell.num_features = width
     entry = study.estimators[name]
-    own = instantiate(entry.attention)
+    scale = study.cell.temperature**0.5 if entry.get("unit_inputs", False) else 1.0
+    node = attention_node(entry)
     if entry.get("row_scaled", False):
-        return own, None
-    normalizer = copy.deepcopy(entry.attention.normalizer)
-    entry.attention.normalizer.policy = "none"
-    bare = instantiate(entry.attention)
-    entry.attention.normalizer = normalizer
-    return own, bare
+        return Estimator(instantiate(node), None, scale)
+    normalizer = instantiate(node.normalizer)
+    node.normalizer.policy = "none"
+    return Estimator(instantiate(node), normalizer, scale)
+
+
+def attention_node(entry: DictConfig) -> DictConfig:
+    """A copy of the estimator's attention with its `replace` put in; interpolations still see the present cell."""
+    node = copy.deepcopy(entry.attention)
+    for key, value in entry.get("replace", {}).items():
+        OmegaConf.update(node, key, value, merge=False)
+    return node
 
 
 @torch.no_grad()
-def _estimate(
-    factories: tuple[Any, Any], shape: Any, seed: int, inputs: Inputs, row_sums: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The estimated kernel matrix [1, H, L, L] and output [1, H, L, D]."""
-    own, bare = (f and f(shape, torch.Generator().manual_seed(seed)).to(inputs.q.device).eval() for f in factories)
-    if bare is not None:
-        return bare(inputs.q, inputs.k, _identity(inputs.v)), own(inputs.q, inputs.k, inputs.v)
-    both = own(inputs.q, inputs.k, torch.cat([inputs.v, _identity(inputs.v)], dim=-1))
-    width = inputs.v.shape[-1]
-    return both[..., width:] * row_sums, both[..., :width]
+def estimate(which: Estimator, shape: Any, seed: int, inputs: Inputs, row_sums: Tensor) -> tuple[Tensor, Tensor]:
+    """The estimated kernel matrix [B, H, L, L] and output [B, H, L, D] of one draw of features."""
+    module = which.factory(shape, torch.Generator().manual_seed(seed)).to(inputs.q.device).eval()
+    q, k, v = which.input_scale * inputs.q, which.input_scale * inputs.k, inputs.v
+    both = module(q, k, torch.cat([v, _identity(v)], dim=-1))
+    out, kernel = both.split([v.shape[-1], v.shape[-2]], dim=-1)
+    if which.normalizer is None:
+        return kernel * row_sums, out
+    num_keys = torch.full_like(v[:, :1, :1, :1], v.shape[2])
+    return kernel, which.normalizer.divide(out, kernel.sum(dim=-1, keepdim=True), num_keys)
 
 
-def errors_of(
-    estimated_kernel: Tensor, estimated_out: Tensor, kernel: Tensor, out: Tensor, v: Tensor
-) -> tuple[float, float]:
-    """The two errors that this file's head defines."""
-    signal = (out - v.mean(dim=2, keepdim=True)).norm()
-    return float((estimated_kernel - kernel).square().mean().sqrt()), float((estimated_out - out).norm() / signal)
+def errors_of(estimated_kernel: Tensor, estimated_out: Tensor, kernel: Tensor, out: Tensor, v: Tensor) -> Tensor:
+    """The two errors that this file's head defines, [B, 2]."""
+    dims = (1, 2, 3)
+    signal = (out - v.mean(dim=2, keepdim=True)).square().sum(dims)
+    output = ((estimated_out - out).square().sum(dims) / signal).sqrt()
+    return torch.stack([(estimated_kernel - kernel).square().mean(dims).sqrt(), output], dim=-1).cpu()
 
 
-def draw_inputs(shape: Any, length: int, share: float, seed: int, device: torch.device) -> Inputs:
+def draw_inputs(shape: Any, length: int, shares: list[float], seed: int, device: torch.device) -> Inputs:
     """Gaussian v; q and k uniform on the sphere orthogonal to (1, .., 1), around a random direction common to both:
     x = sqrt(share) direction + sqrt(1 - share) noise before normalisation, both of unit squared norm in the mean."""
     generator = torch.Generator().manual_seed(seed + 500_000_003)
     size = (3, 1, shape.num_heads, length, shape.head_dim)
     noise = torch.randn(size, generator=generator)
     direction = _unit(torch.randn(1, shape.num_heads, 1, shape.head_dim, generator=generator))
-    q, k = (_unit(share**0.5 * direction + ((1 - share) / (shape.head_dim - 1)) ** 0.5 * part) for part in noise[:2])
-    return Inputs(q.to(device), k.to(device), noise[2].to(device))
+    share = torch.tensor(shares)[:, None, None, None]
+    spread = ((1 - share) / (shape.head_dim - 1)).sqrt()
+    q, k = (_unit(share.sqrt() * direction + spread * part) for part in noise[:2])
+    return Inputs(q.to(device), k.to(device), noise[2].expand_as(q).to(device))
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -169,7 +183,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _identity(v: Tensor) -> Tensor:
-    """Values [1, H, L, L] whose attention output is the matrix of weights."""
+    """Values [B, H, L, L] whose attention output is the matrix of weights."""
     return torch.eye(v.shape[2], device=v.device).expand(*v.shape[:2], -1, -1)
 
 
@@ -182,9 +196,10 @@ def measure_times(study: DictConfig, outputs: Outputs) -> list[dict[str, Any]]:
     size = (3, timing.batch_size, shape.num_heads, shape.max_len, shape.head_dim)
     q, k, v = (x.to(outputs.device) for x in torch.randn(size, generator=generator))
     modules = {}
+    study.cell.num_features = timing.num_features
     for name, width in widths(study, "exp"):
         if width == study.estimators[name].get("width", timing.num_features):
-            factory, _ = _factories(study, name, width)
+            factory = instantiate(attention_node(study.estimators[name]))
             modules[name, width] = factory(shape, torch.Generator().manual_seed(outputs.seed)).to(outputs.device).eval()
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in modules}
     with torch.no_grad():
@@ -210,7 +225,7 @@ def measure_times(study: DictConfig, outputs: Outputs) -> list[dict[str, Any]]:
                 "ratio_to_published": middle,
                 "ratio_low": low,
                 "ratio_high": high,
-            }  # fmt: skip
+            }
         )
     return rows
 

@@ -36,13 +36,17 @@ def error_tables(
     errors: pd.DataFrame, labels: Mapping[str, str], notes: tuple[str, ...]
 ) -> Iterator[tuple[str, Table]]:
     """One table per radius and data: kernels and estimators down, numbers of features across."""
-    widths = sorted(set(errors["num_features"]))
+    fixed = errors.groupby("estimator")["num_features"].nunique() == 1
+    widths = sorted(set(errors[~errors["estimator"].map(fixed)]["num_features"]))
     for (radius, data), group in errors.groupby(["radius", "data"], sort=False):
         rows = {}
         for (kernel, name), entries in group.groupby(["kernel", "estimator"], sort=False):
             found = {row.num_features: _cell(row) for row in entries.itertuples()}
-            rows[f"{kernel}: {labels[name]}"] = [found.get(width, MISSING) for width in widths]
-        cells = pd.DataFrame.from_dict(rows, orient="index", columns=[f"F = {width}" for width in widths])
+            own = f"{next(iter(found.values()))} (F = {next(iter(found))})" if fixed[name] else ""
+            free = [""] * len(widths) if fixed[name] else [found.get(width, MISSING) for width in widths]
+            rows[f"{kernel}: {labels[name]}"] = [*free, own]
+        columns = [*(f"F = {width}" for width in widths), "deterministic"]
+        cells = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
         cells.index.name = "kernel: estimator"
         squared, draws = group["squared_radius"].iloc[0], group["draws"].iloc[0]
         title = f"Estimator error at |x|^2 = {squared:g}, {data} q and k"
@@ -50,6 +54,8 @@ def error_tables(
             "RMSE of the kernel matrix / error of the attention output relative to its deviation from mean pooling.",
             f"Medians over {draws} draws of features and of q, k, v; ± is the larger half of the 95 % interval of "
             "the output error.",
+            f"{MISSING}: fewer features than the estimator needs. Output errors far above 1 come from estimated sums of "
+            "weights at or below 0.",
         )
         yield f"errors_{radius}_{data}".replace(" ", "_"), Table(title, cells, (*explanation, *notes))
 

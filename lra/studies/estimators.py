@@ -18,14 +18,16 @@ from torch import Tensor, nn
 class Style(NamedTuple):
     color: str
     marker: str
+    size: float = 4.0
+    layer: int = 2  # the higher, the further in front: where two estimators agree both must stay visible
 
 
 # one look per estimator in all figures: Okabe and Ito's colours, which every kind of colour vision tells apart
 STYLES = {
-    "TrigRF": Style("#000000", "x"),
+    "TrigRF": Style("#000000", "x", 5.0, 4),
     "PosRF": Style("#D55E00", "s"),
     "OPRF": Style("#E69F00", "^"),
-    "SADERF": Style("#56B4E9", "D"),
+    "SADERF": Style("#56B4E9", "D", 6.0),
     "ADERF": Style("#0072B2", "v"),
     "SDERF": Style("#009E73", "o"),
     "DIAG": Style("#CC79A7", "P"),
@@ -33,15 +35,21 @@ STYLES = {
 }
 
 
-def members_of(config: DictConfig) -> dict[str, DictConfig]:
-    """The nodes of `study.members`, in the order of `study.order`, each a whole file of conf/attention."""
-    unknown = sorted(set(config.study.order) - set(config.study.members) | set(config.study.order) - set(STYLES))
+def members_of(config: DictConfig, *required: str) -> dict[str, DictConfig]:
+    """The nodes of `study.members`, in the order of `study.order`, each a whole file of conf/attention.
+
+    Raises:
+        ValueError: unknown names in `study.order`, or a `required` one missing from it.
+    """
+    order, known = list(config.study.order), [name for name in STYLES if name in config.study.members]
+    unknown, missing = sorted(set(order) - set(known)), [name for name in required if name not in order]
     if unknown:
+        raise ValueError(f"study.order names {', '.join(unknown)}; choose from {', '.join(known)}")
+    if missing:
         raise ValueError(
-            f"study.order names {', '.join(unknown)}; choose from "
-            f"{', '.join(name for name in STYLES if name in config.study.members)}"
+            f"study.order lacks {', '.join(missing)}, which the study's claims are about; add what is missing"
         )
-    return {name: config.study.members[name] for name in config.study.order}
+    return {name: config.study.members[name] for name in order}
 
 
 def build(

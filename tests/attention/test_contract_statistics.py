@@ -7,7 +7,6 @@ seeds drawn anew, a sound map would fail it with a probability below 1e-6.
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from attention.feature_maps.base import FeatureMap
 from attention.feature_maps.maclaurin import Maclaurin
@@ -20,19 +19,6 @@ BOUND = 6.0
 def feature_map_of(name: str, seed: int) -> FeatureMap | None:
     module = build(name, num_heads=1, head_dim=DIM, seed=seed)
     return next((part for part in module.modules() if isinstance(part, FeatureMap)), None)
-
-
-def scaled(feature_map: FeatureMap, x: Tensor) -> Tensor:
-    """The inputs [1, 1, P, D] as `kernel` takes them, after the map's own scaling."""
-    if hasattr(feature_map, "scaled"):
-        return feature_map.scaled(x)
-    if getattr(feature_map, "unit_norm", False):
-        return functional.normalize(x, dim=-1)
-    if isinstance(getattr(feature_map, "norm", None), torch.nn.LayerNorm):
-        return functional.layer_norm(x, (DIM,)) * DIM**-0.25
-    if isinstance(feature_map, Maclaurin):
-        return x * DIM**-0.25
-    return x * getattr(feature_map, "scale", 1.0)
 
 
 def products(feature_map: FeatureMap, q: Tensor, k: Tensor) -> Tensor:
@@ -60,7 +46,7 @@ def test_feature_maps_have_the_moments_they_declare(subject: Subject) -> None:
     q, k = draw(1, 1, POINTS, DIM, seed=1, scale=0.2), draw(1, 1, POINTS, DIM, seed=2, scale=0.2)
     if first is None:
         return
-    x, y = (scaled(first, z)[0, 0].detach() for z in (q, k))
+    x, y = (first.scaled(z)[0, 0].detach() for z in (q, k))
     try:
         kernel = first.kernel(x, y)
     except NotImplementedError:

@@ -4,13 +4,14 @@ False alarms: statistical comparisons allow 6 standard errors (2e-9 each for a n
 """
 
 import math
+from functools import cache
 
 import hydra
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from attention.base import HeadShape
+from attention.base import Attention, AttentionFactory, HeadShape
+from attention.feature_maps.base import FeatureMap, Features
 from attention.projections.base import Projection
 from attention.projections.gaussian import Gaussian, Orthogonal
 from attention.projections.moments import characteristic, hypergeometric_0f1, moment_generating, moment_on_sphere
@@ -23,7 +24,7 @@ from attention.projections.structured import (
     SignedCirculant,
     Sorf,
 )
-from tests.attention.conftest import CONF, draw_qkv, padding
+from tests.attention.conftest import CONF, draw, draw_qkv, padding
 
 LAWS: dict[str, Projection] = {
     "gaussian": Gaussian(),
@@ -223,46 +224,50 @@ def test_quadratures_spread_less_than_independent_rows() -> None:
     assert spread["gaussian"] == pytest.approx(0.46, rel=0.2)
 
 
-def with_projection(name: str, node: dict[str, object], **feature_map: object):
-    config = OmegaConf.load(CONF / f"{name}.yaml")
-    config.feature_map.projection = node
-    config.feature_map.update(feature_map)
-    return hydra.utils.instantiate(config)(HeadShape(2, 10, 64), rng(0)).double()
-
-
-NODES: dict[str, dict[str, object]] = {
-    "gaussian": {"_target_": "attention.projections.gaussian.Gaussian"},
-    "orf": {"_target_": "attention.projections.gaussian.Orthogonal", "norms": "chi"},
-    "orf_fixed": {"_target_": "attention.projections.gaussian.Orthogonal", "norms": "fixed"},
-    "sorf": {"_target_": "attention.projections.structured.Sorf", "chi_norms": False},
-    "sorf_chi": {"_target_": "attention.projections.structured.Sorf", "chi_norms": True},
-    "rom": {"_target_": "attention.projections.structured.RandomOrthogonalMatrix", "num_blocks": 3},
-    "rom_hybrid": {"_target_": "attention.projections.structured.HybridRandomOrthogonalMatrix", "num_blocks": 3},
-    "scrf": {"_target_": "attention.projections.structured.SignedCirculant"},
-    "fastfood": {"_target_": "attention.projections.structured.Fastfood"},
-    "fastfood_learnable": {"_target_": "attention.projections.structured.FastfoodLearnable"},
-    "qmc": {"_target_": "attention.projections.quadrature.Qmc"},
-    "mm": {"_target_": "attention.projections.quadrature.MomentMatched"},
-    "sgq": {"_target_": "attention.projections.quadrature.GaussHermiteSampled", "num_nodes": 8},
-    "sgq_grid": {"_target_": "attention.projections.quadrature.SparseGrid"},
+# beyond the files of conf/projection: a choice and what is changed in it
+VARIANTS = {
+    "orf_fixed": ("orf", "attention.feature_map.projection.norms=fixed"),
+    "sorf_chi": ("sorf", "attention.feature_map.projection.chi_norms=true"),
+    "rom_hybrid": (
+        "rom",
+        "attention.feature_map.projection._target_=attention.projections.structured.HybridRandomOrthogonalMatrix",
+    ),
+    "sparse_grid": (
+        "sgq",
+        "attention.feature_map.projection._target_=attention.projections.quadrature.SparseGrid",
+        "~attention.feature_map.projection.num_nodes",
+    ),
 }
-UNBIASED = {"gaussian", "orf", "scrf", "fastfood", "qmc"}
 
 
-@pytest.mark.parametrize("node", NODES)
+@cache
+def factory(name: str, projection: str, *overrides: str) -> AttentionFactory:
+    """conf/attention/<name>.yaml with a file of conf/projection in its slot, as a user types it."""
+    choice, *changes = VARIANTS.get(projection, (projection,))
+    typed = [f"projection@attention.feature_map.projection={choice}", *changes, *overrides]
+    with hydra.initialize_config_dir(str(CONF.parent), version_base="1.3"):
+        return hydra.utils.instantiate(hydra.compose(f"attention/{name}", overrides=typed).attention)
+
+
+def with_projection(name: str, projection: str, *overrides: str, head_dim: int = 10, seed: int = 0) -> Attention:
+    return factory(name, projection, *overrides)(HeadShape(2, head_dim, 64), rng(seed)).double().eval()
+
+
+ALLOW = "+attention.feature_map.allow_biased=true"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", ["performer", "trigrf"])
-def test_every_projection_builds_and_runs_or_is_refused_with_advice(name: str, node: str) -> None:
-    q, k, v = draw_qkv(13, head_dim=10)
-    size = 21 if node == "sgq_grid" else 24
-    if node not in UNBIASED:
-        with pytest.raises(ValueError, match="allow_biased=true"):
-            with_projection(name, NODES[node], num_features=size)
-    if node == "sgq_grid" and name == "performer":
+def test_a_variant_of_a_projection_is_refused_with_advice_and_runs_once_it_is_taken(name: str, variant: str) -> None:
+    size = f"attention.feature_map.num_features={21 if variant == 'sparse_grid' else 24}"
+    with pytest.raises(ValueError, match="allow_biased=true"):
+        with_projection(name, variant, size)
+    if variant == "sparse_grid" and name == "performer":
         with pytest.raises(ValueError, match="signed_clamp"):  # its negative weight makes positive features signed
-            with_projection(name, NODES[node], num_features=size, allow_biased=True)
+            with_projection(name, variant, size, ALLOW)
         return
-    module = with_projection(name, NODES[node], num_features=size, **({} if node in UNBIASED else {"allow_biased": True}))
-    out = module(q, k, v, padding(13))
+    q, k, v = draw_qkv(13, head_dim=10)
+    out = with_projection(name, variant, size, ALLOW)(q, k, v, padding(13))
     assert out.shape == v.shape
     assert bool(out.isfinite().all())
 
@@ -271,20 +276,78 @@ def test_every_projection_builds_and_runs_or_is_refused_with_advice(name: str, n
 @pytest.mark.parametrize("name", ["favor_plus_plus", "favor_sharp", "aderf"])
 def test_rows_of_one_norm_are_refused_where_a_needs_their_norms(name: str, node: str) -> None:
     with pytest.raises(ValueError, match="rows of one norm"):
-        with_projection(name, NODES[node], allow_biased=True)
+        with_projection(name, node, ALLOW)
 
 
 @pytest.mark.parametrize("name", ["performer", "trigrf", "favor_sharp"])
 def test_per_head_gives_each_head_its_own_draw_and_the_default_one_for_all(name: str) -> None:
     q, k, v = (x[:, :1].expand(-1, 2, -1, -1) for x in draw_qkv(13, head_dim=10))
     for per_head in (False, True):
-        out = with_projection(name, NODES["orf"], per_head=per_head)(q, k, v, padding(13))
+        out = with_projection(name, "orf", f"++attention.feature_map.per_head={per_head}")(q, k, v, padding(13))
         assert torch.allclose(out[:, 0], out[:, 1]) != per_head
 
 
 def test_a_learned_projection_gets_gradients_through_the_map() -> None:
     q, k, v = draw_qkv(13, head_dim=10)
-    for name, extra in (("performer", {}), ("trigrf", {}), ("favor_plus_plus", {})):
-        module = with_projection(name, NODES["fastfood_learnable"], allow_biased=True, **extra)
+    for name in ("performer", "trigrf", "favor_plus_plus", "relu_linear"):
+        module = with_projection(name, "fastfood_learnable", ALLOW)
         module(q, k, v).square().sum().backward()
         assert all(bool(p.grad.abs().sum() > 0) for p in module.parameters())
+
+
+MAPS = ("performer", "favor_sharp", "trigrf", "rfa", "schoenbat_exp", "relu_linear")
+PROJECTIONS = sorted(path.stem for path in (CONF.parent / "projection").glob("*.yaml"))
+UNBIASED = {"gaussian", "orf", "scrf", "fastfood_fixed", "qmc"}  # every row is N(0, I)
+NO_FACTORS = {"mm", "fastfood_learnable"}  # of random monomials
+
+
+def is_refused(name: str, projection: str) -> bool:
+    return projection in NO_FACTORS if name == "schoenbat_exp" else projection not in UNBIASED
+
+
+def test_the_projections_are_those_of_the_papers() -> None:
+    assert set(PROJECTIONS) == UNBIASED | NO_FACTORS | {"sorf", "rom", "sgq", "rademacher", "srht", "haar"}
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("name", MAPS)
+def test_every_map_takes_every_projection_or_says_what_to_change(name: str, projection: str) -> None:
+    inputs, mask = draw_qkv(13, head_dim=10), padding(13)
+    if not is_refused(name, projection):
+        out = with_projection(name, projection)(*inputs, mask)
+        assert bool(out.isfinite().all())
+        other = "gaussian" if projection != "gaussian" else "orf"
+        assert not torch.allclose(with_projection(name, other)(*inputs, mask), out)  # it is no setting without effect
+        return
+    with pytest.raises(ValueError, match=r"projection@attention\.feature_map\.projection=") as refusal:
+        with_projection(name, projection)
+    if "allow_biased" in str(refusal.value):
+        assert bool(with_projection(name, projection, ALLOW)(*inputs, mask).isfinite().all())
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("name", MAPS)
+def test_what_is_not_refused_is_not_biased(name: str, projection: str) -> None:
+    """Means over 100 draws within 6 standard errors: a sound combination fails below 1e-6 with fresh seeds."""
+    if is_refused(name, projection):
+        return
+    q, k = (draw(1, 2, 4, 8, seed=seed, scale=0.4) for seed in (1, 2))
+    size = 16 if name == "schoenbat_exp" else 64
+    estimates = []
+    for seed in range(100):
+        module = with_projection(name, projection, f"attention.feature_map.num_features={size}", head_dim=8, seed=seed)
+        features = next(part for part in module.modules() if isinstance(part, FeatureMap))
+        x, y = features.scaled(q), features.scaled(k)
+        prepared = features.prepare(q, k, None)
+        phi = [plain(features(part, side, prepared)) for part, side in ((q, True), (k, False))]
+        estimates.append((phi[0] * phi[1]).sum(dim=-1).detach())
+    samples, expected = torch.stack(estimates), features.kernel(x, y).detach()
+    error = samples.std(dim=0) / len(samples) ** 0.5
+    assert ((samples.mean(dim=0) - expected).abs() / error).max() < 6
+
+
+def plain(features: Features) -> torch.Tensor:
+    """phi without the stabiliser, which only a ratio ignores."""
+    logits = 0.0 if features.logits is None else features.logits
+    values = 1.0 if features.values is None else features.values
+    return values * torch.as_tensor(logits).exp()

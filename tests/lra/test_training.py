@@ -18,8 +18,8 @@ CPU = torch.device("cpu")
 PROTOCOL = Protocol(
     name="test", batch_size=16, num_steps=60, learning_rate=5e-2, warmup_steps=10, weight_decay=0.0, betas=(0.9, 0.999),
     eps=1e-8, cycle_momentum=False, gradient_clip="norm", gradient_clip_limit=1.0, micro_batches=1, eval_every=20,
-    eval_batch_size=16, validation_batches=None, best_after_fraction=0.0, pad_to_max_len=False, length_bucketing=False, log_every=5,
-    checkpoint_every=10, measure_warmup=1, measure_repetitions=3, measure_batch_size=4,
+    eval_batch_size=16, validation_batches=None, best_after_fraction=0.0, pad_to_max_len=False, length_bucketing=False,
+    log_every=5, checkpoint_every=10, measure_warmup=1, measure_repetitions=3, measure_batch_size=4,
 )  # fmt: skip
 
 
