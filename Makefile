@@ -6,9 +6,11 @@ READY := $(VENV)/.ready
 SCALE ?= quick
 EXPERIMENT := $(if $(filter paper,$(SCALE)),accuracy,$(SCALE))
 ARGS ?=
+STUDIES := estimator_error schoenbat_approximation ppsbn_ablation favor_variance favor_regression \
+  favor_attention_error expressivity frontier
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test data report dashboard lock clean lint
+.PHONY: help setup reproduce test data report dashboard studies bench lock clean lint
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,6 +43,13 @@ report: $(READY)  ## tables and the figure again, and results/report.html, from 
 
 dashboard: $(READY)  ## the wandb workspace: saved with an account, else checked and printed
 	@$(BIN)/python run.py job=dashboard $(ARGS)
+
+studies: $(READY)  ## the papers' other claims at quick scale, and results/runs/studies/studies.md
+	@for study in $(STUDIES); do $(BIN)/python run.py experiment=$$study $(ARGS) || exit 1; done
+	@$(BIN)/python run.py job=studies_report
+
+bench: $(READY)  ## speed and memory of the slot, the training step and the loop
+	@$(BIN)/python run.py job=benchmark $(ARGS)
 
 lint: $(READY)  ## style checks
 	@$(BIN)/ruff check .

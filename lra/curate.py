@@ -16,13 +16,14 @@ from lra.tracking import hardware_name
 
 
 def curate(config: DictConfig) -> None:
-    """The job: `experiment=<name>` copies that grid's records, tables and figure to `<measured>/<hardware>/<name>/`.
+    """The job: `experiment=<name>` copies that grid's records to `<measured>/<hardware>/ledger`, its tables and
+    figure to `<measured>/<hardware>/<name>/`.
     Raises ValueError when a cell is missing or the records come from more than one kind of hardware."""
     if not config.experiment:
         raise ValueError("job=curate needs experiment=<name>: it files the records of one grid")
     hydra = HydraConfig.get()
-    cells = grid_of(hydra.sweeper.params, list(hydra.overrides.task))
-    wanted = {cell.run_id for cell in cells_of(cells, config.paths.runs)}
+    cells = cells_of(grid_of(hydra.sweeper.params, list(hydra.overrides.task)), config.paths.runs)
+    wanted = {cell.run_id for cell in cells}
     records = [record for record in Ledger(config.paths.runs).read_all()[0] if record.run_id in wanted]
     if len(records) < len(cells):
         raise ValueError(
@@ -32,12 +33,13 @@ def curate(config: DictConfig) -> None:
     names = sorted({hardware_name(record) for record in records})
     if len(names) > 1:
         raise ValueError(f"the records come from different hardware ({'; '.join(names)}): file them apart")
-    target = Path(config.curate.folder) / _slug(names[0]) / str(config.experiment)
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(Path(config.paths.runs) / "report" / str(config.experiment), target)
+    home = Path(config.curate.folder) / _slug(names[0])
+    rendered = home / str(config.experiment)
+    shutil.rmtree(rendered, ignore_errors=True)
+    shutil.copytree(Path(config.paths.runs) / "report" / str(config.experiment), rendered)
     for record in records:
-        Ledger(target).write(record)
-    say(f"{len(records)} records, tables and figure are in {target}")
+        Ledger(home).write(record)
+    say(f"{len(records)} records are in {home / 'ledger'}, tables and figure in {rendered}")
 
 
 def _slug(name: str) -> str:

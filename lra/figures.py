@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 # Okabe and Ito's colours: told apart by every kind of colour vision; markers carry the same information
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_LEAST_SPAN = 10  # points of accuracy on the y axis
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 
 
@@ -48,6 +49,9 @@ def accuracy_against_throughput(frame: pd.DataFrame, datasets: list[str], attent
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.xaxis.set_minor_formatter(NullFormatter())
         panel.margins(0.18)
+        low, high = panel.get_ylim()
+        if high - low < _LEAST_SPAN:  # a panel of noise must not look like a panel of differences
+            panel.set_ylim((low + high - _LEAST_SPAN) / 2, (low + high + _LEAST_SPAN) / 2)
         panel.set_xlabel("training examples per second", fontsize=8)
         panel.set_ylabel("test accuracy (%)", fontsize=8)
         panel.tick_params(labelsize=8)

@@ -69,3 +69,9 @@ def test_every_configuration_file_of_the_readme_exists():
     for group, name in re.findall(r"\b(task|attention|protocol|experiment|job|tracking)=([a-z_]+)", README):
         if name not in ("squared_relu", "schoenbat_inverse_srht"):
             assert (ROOT / "conf" / group / f"{name}.yaml").exists(), f"{group}={name}"
+
+
+def test_the_tables_of_the_readme_are_those_of_the_measured_records():
+    (folder,) = (ROOT / "results" / "measured").glob("*/quick")
+    for name in ("accuracy.md", "efficiency.md"):
+        assert (folder / name).read_text().strip() in README, f"{folder / name} differs from the README"

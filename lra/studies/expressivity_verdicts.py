@@ -42,7 +42,8 @@ def separation_table(frame: pd.DataFrame, closed: pd.DataFrame, study: DictConfi
     cells: dict[str, dict[str, str]] = {}
     for name, entry in study.mechanisms.items():
         part = rates[rates["mechanism"] == name]
-        for degree, temperature in part[["degree", "temperature"]].drop_duplicates().itertuples(index=False):
+        settings = part[["degree", "temperature"]].drop_duplicates()
+        for degree, temperature in settings.sort_values("temperature", na_position="first").itertuples(index=False):
             setting = f"degree {degree:g}" if not math.isnan(degree) else f"temperature {temperature:g}"
             if math.isnan(degree) and math.isnan(temperature):
                 setting = "as it is"

@@ -144,21 +144,10 @@ def recorded_figure(recorded: pd.DataFrame, names: Sequence[str], baseline: str,
     panel.grid(axis="y", color="0.92")
     panel.tick_params(labelsize=8)
     handles = legend_handles(names, shifted=False)
+    for label, inside in (("keys as they are", "0.4"), ("keys shifted", "white")):
+        handles.append(plt.Line2D([], [], color="0.4", marker="o", markersize=5, markerfacecolor=inside, label=label))
     for handle in handles:
         handle.set_linestyle("none")
-    handles += [
-        plt.Line2D([], [], color="0.4", marker="o", linestyle="none", markersize=5, label="keys as they are"),
-        plt.Line2D(
-            [],
-            [],
-            color="0.4",
-            marker="o",
-            linestyle="none",
-            markersize=5,
-            markerfacecolor="white",
-            label="keys shifted",
-        ),
-    ]
     figure.legend(handles=handles, loc="lower center", ncols=5, fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.1, 1, 1))
     return figure

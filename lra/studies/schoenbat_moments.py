@@ -105,7 +105,7 @@ def moment_verdicts(frame: pd.DataFrame) -> list[Verdict]:
     tests = f"{len(frame)} tests of kernel and pair, {int(frame['samples'].iloc[0]):,} features each"
     return [
         Verdict(
-            "The kernel estimate is unbiased; largest bias, in units of K",
+            "The kernel estimate is unbiased; largest bias, of a kernel near 1",
             "reproduced" if unbiased else "not reproduced",
             float(bias[worst]),
             (float(bias[worst] - limit * frame["mean_error"][worst]), float(bias[worst] + limit * frame["mean_error"][worst])),

@@ -1,19 +1,21 @@
 """Comparing on the command line: two runs, a task's ranking, wrong ids; and a record's command is that very run."""
 
-import re
 import shlex
 
 import pytest
+from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from lra.cli import _listed
 from lra.compare import compare, differences, find, overview, verdict
+from lra.grid import compose_cell
 from lra.html_report_entries import command_of, gather
+from lra.identity import identity_of, run_id_of
 from lra.leaderboard import leaderboard, rankings
 from lra.ledger import Ledger
-from lra.records import RunRecord
+from lra.report import render
+from tests.conftest import ROOT
 from tests.lra.synthetic import make_ledger, make_record
-from tests.lra.test_cli import TINY
 
 
 def configured(folder, **more):
@@ -119,28 +121,37 @@ def test_a_task_without_runs_says_what_there_is(tmp_path):
         leaderboard(configured(tmp_path))
 
 
-def test_from_the_command_line_to_the_report_and_back(run_cli, tmp_path, capsys):
-    """Two tiny runs, compared, ranked, reported; the command in the report means the very run that it stands beside."""
-    made = run_cli("-m", *TINY, "attention=softmax,mean_pool", "tracking=disabled")
-    assert made.returncode == 0, made.stderr
-    paths = sorted((tmp_path / "runs" / "ledger").glob("*.json"))
-    records = [RunRecord.from_json(path.read_text()) for path in paths]
-
-    compared = run_cli("job=compare", f"runs={records[0].run_id},{records[1].run_id[:6]}")
+def test_the_jobs_run_from_the_command_line(run_cli, tmp_path):
+    records = make_ledger(tmp_path / "runs", ["softmax", "performer"], tasks=["listops"])
+    compared = run_cli("job=compare", f"runs={records[0].run_id},{records[3].run_id[:8]}")
     assert compared.returncode == 0, compared.stderr
     assert "attention._target_" in compared.stdout and "McNemar" in compared.stdout
-    leaderboard(configured(tmp_path / "runs"))
-    assert "| softmax" in capsys.readouterr().out
-
     output = tmp_path / "report.html"
     reported = run_cli("job=html_report", f"job.output={output}", "job.measured=null")
     assert reported.returncode == 0 and output.exists(), reported.stderr
-    published = run_cli("job=report", "report.published=skyformer", "tracking=disabled")
-    assert "NOT COMPARABLE" in published.stdout and "38.37 [" in published.stdout
 
-    typed = shlex.split(command_of(records[0]))
-    assert typed[:2] == ["python", "run.py"] and typed[-1] == "rerun=true"
-    again = run_cli(*typed[2:-1], "tracking=disabled")
-    assert again.returncode == 0 and "finished before" in again.stderr, again.stderr
-    assert re.search(rf"run {records[0].run_id}", again.stderr)
-    assert len(list((tmp_path / "runs" / "ledger").glob("*.json"))) == 2
+
+def test_tables_show_a_papers_figures_when_asked(tmp_path, capsys):
+    make_ledger(tmp_path, ["softmax", "performer"], tasks=["listops"])
+    report = {"decimals": 1, "published": "skyformer"}
+    render(configured(tmp_path, report=report, experiment=None, tracking={"mode": "disabled"}), None)
+    text = capsys.readouterr().out
+    assert "NOT COMPARABLE" in text and "38.37 [" in text
+    with pytest.raises(ValueError, match="choose one of"):
+        render(configured(tmp_path, report={**report, "published": "nobody"}, experiment=None), None)
+
+
+@pytest.mark.parametrize("experiment", [None, "quick", "accuracy"])
+def test_a_records_command_means_that_very_run(experiment):
+    choices = ["task=listops", "attention=schoenbat_exp", "seed=3"]
+    overrides = ["protocol.num_steps=30", "attention.feature_map.num_features=64", "task.brackets=none"]
+    protocol = {"quick": "quick", "accuracy": "skyformer", None: "schoenbat"}[experiment]
+    how = [f"experiment={experiment}"] if experiment else [f"protocol={protocol}"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        identity = identity_of(compose_cell([*how, *choices, *overrides]))
+        record = make_record(
+            "listops", "schoenbat_exp", 3, protocol=protocol, experiment=experiment, overrides=overrides
+        )
+        typed = shlex.split(command_of(record))
+        assert typed[:2] == ["python", "run.py"]
+        assert run_id_of(identity_of(compose_cell(typed[2:]))) == run_id_of(identity)
