@@ -41,7 +41,7 @@ def measured_folders(measured: str | None) -> list[Path]:
     """The committed results: every folder in there that is laid out as a runs folder."""
     if measured is None:
         return []
-    return sorted({path.parent for name in ("ledger", "studies") for path in Path(measured).rglob(name)})
+    return sorted({path.parent for name in ("ledger", "studies", "benchmark") for path in Path(measured).rglob(name)})
 
 
 def render(gathered: Gathered) -> str:

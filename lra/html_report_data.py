@@ -189,7 +189,8 @@ class Report:
             if entry.record.status == "finished":
                 shape = (cost["length"], cost["batch_size"], cost.get("num_sequences", 1))
                 groups[(entry.row[0], entry.row[2], entry.hardware, entry.record.task, *shape)].append(cost)
-        return [_length_row(key, groups[key]) for key in sorted(groups)]
+        rows = [_length_row(key, groups[key]) for key in sorted(groups)]
+        return rows + [_benchmark_row(row) for row in self.gathered.scaling]
 
 
 def _against_reference(setting: str, column: str, cells: Mapping[str, Mapping[int, RunRecord]]) -> list[dict[str, Any]]:
@@ -220,6 +221,15 @@ def _length_row(key: tuple[Any, ...], costs: Sequence[Mapping[str, Any]]) -> dic
         "attention": attention, "precision": precision, "hardware": hardware, "task": task, "length": length,
         "batch": batch, "runs": len(costs), "train": _short(train[middle] * tokens),
         "inference": _short(inference[middle] * tokens), "memory": _short(memory[middle] / 2**20 / (batch * sequences)),
+    }  # fmt: skip
+
+
+def _benchmark_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    length, batch = row["length"], row["batch_size"]
+    return {
+        "attention": row["subject"], "precision": row["precision"], "hardware": row["hardware"], "task": "benchmark",
+        "length": length, "batch": batch, "runs": 1, "train": _short(batch * length / row["wall_median"]),
+        "inference": None, "memory": _short(row["peak_memory_bytes"] / 2**20 / batch),
     }  # fmt: skip
 
 

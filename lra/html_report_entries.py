@@ -7,12 +7,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lra.ledger import Ledger
 from lra.records import RunRecord
 from lra.tables import TASK_ORDER, settings_of
 from lra.tracking import hardware_name
 
+_ROOT = Path(__file__).resolve().parents[1]
 Row = tuple[str, str, str, str]  # attention, protocol, precision, settings
 
 
@@ -36,24 +38,52 @@ class Gathered:
     entries: list[Entry]
     damaged: list[str]
     folders: list[str]
+    scaling: list[dict[str, Any]]  # job=benchmark's training steps at each length
 
 
 def gather(folders: Sequence[Path]) -> Gathered:
     """Every record below the folders (each laid out as a runs folder), and a line per file that cannot be read."""
     found: list[tuple[RunRecord, Path, Path]] = []
     damaged: list[str] = []
+    scaling: list[dict[str, Any]] = []
     for folder in folders:
         ledger = Ledger(folder)
         records, unreadable = ledger.read_all()
         damaged += unreadable
+        scaling += _scaling(folder / "benchmark", damaged)
         found += [(record, ledger.path(record.run_id), folder) for record in records]
     rows = _rows([record for record, _, _ in found])
     entries = [
-        Entry(record, str(path), str(folder), column_of(record), row)
+        Entry(record, _shown(str(path)), str(folder), column_of(record), row)
         for (record, path, folder), row in zip(found, rows, strict=True)
     ]
     entries.sort(key=lambda entry: (column_key(entry.column), entry.row, entry.record.seed, entry.path))
-    return Gathered(entries, damaged, [str(folder) for folder in folders])
+    return Gathered(entries, [_shown(line) for line in damaged], [str(folder) for folder in folders], scaling)
+
+
+def _scaling(folder: Path, damaged: list[str]) -> list[dict[str, Any]]:
+    """The measured rows of every benchmark record in the folder, each with its hardware and precision."""
+    rows: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = json.loads(path.read_text())
+            hardware = record["occasion"]["hardware"]
+            place = hardware.get("gpu") or f"{hardware['cpu']}, {record['threads']['torch']} threads"
+            known = {"hardware": place, "precision": record["precision"]}
+            rows += [
+                {key: row[key] for key in ("subject", "length", "batch_size", "wall_median", "peak_memory_bytes")}
+                | known
+                for row in record["rows"]
+                if row["part"] == "scaling" and row["status"] == "measured"
+            ]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            damaged.append(f"{path}: no benchmark record ({error!r})")
+    return rows
+
+
+def _shown(text: str) -> str:
+    """Paths below the checkout are shown from there on, so that the report does not depend on where that lies."""
+    return text.replace(f"{_ROOT}/", "")
 
 
 def column_of(record: RunRecord) -> str:

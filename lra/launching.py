@@ -41,7 +41,7 @@ class Launcher:
 
 
 _SERIAL = Launcher("", "", serial=True, shared_folder=False)
-_SLURM = ".venv/bin/python -m pip install -r requirements/slurm.txt"
+_SLURM = ".venv/bin/python -m pip install --require-hashes --no-deps -r requirements/slurm.txt"
 _BY_MODULE = {
     "hydra_joblib_launcher": Launcher(
         "hydra_plugins.hydra_joblib_launcher", "make setup", children_on_this_machine=True, shared_folder=False

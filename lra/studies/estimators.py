@@ -52,6 +52,21 @@ def members_of(config: DictConfig, *required: str) -> dict[str, DictConfig]:
     return {name: config.study.members[name] for name in order}
 
 
+def check_listed(study: DictConfig, key: str, values: str) -> None:
+    """Raise ValueError unless the number at `key` is one of those listed at `values`."""
+    if study[key] not in study[values]:
+        raise ValueError(
+            f"study.{key}={study[key]} is not in study.{values}={list(study[values])}; add it, or change it"
+        )
+
+
+def check_draws(study: DictConfig, *keys: str) -> None:
+    """Raise ValueError for a number of draws that gives no interval."""
+    for key in keys:
+        if OmegaConf.select(study, key) < 2:
+            raise ValueError(f"study.{key}={OmegaConf.select(study, key)} gives no interval; take 2 at least")
+
+
 def build(
     node: DictConfig,
     shape: Any,

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from lra.studies.estimators import STYLES, build, legend_handles, members_of, variants
+from lra.studies.estimators import STYLES, build, check_draws, check_listed, legend_handles, members_of, variants
 from lra.studies.recorded import Head, Recording, record
 from lra.studies.runner import Outputs, Verdict
 from lra.tables import Table
@@ -20,6 +20,9 @@ from lra.tables import Table
 def run(config: DictConfig, outputs: Outputs) -> None:
     """Every estimator, with and without the key shift, against exact softmax on the same recorded tensors."""
     study, members = config.study, members_of(config, *config.study.claimed_order)
+    check_listed(study, "compare_at", "num_features")
+    check_listed(study, "slope_from", "num_features")
+    check_draws(study, "draws")
     recording = record(config, study.examples, outputs.device)
     errors = attention_errors(study, members, recording.heads, outputs.seed)
     floor = _floor(study, recording.heads)

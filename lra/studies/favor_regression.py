@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from lra.studies.estimators import build, members_of, student_interval, variants
+from lra.studies.estimators import build, check_draws, members_of, student_interval, variants
 from lra.studies.favor_regression_figures import ranks_figure, scores_figure
 from lra.studies.runner import Outputs, Verdict
 from lra.studies.tabular import Part, Tabular, load
@@ -22,6 +22,7 @@ EXACT = "exact"
 def run(config: DictConfig, outputs: Outputs) -> None:
     """Score every estimator on every set; rank them; compare neighbours in the claimed order."""
     study, members = config.study, members_of(config, *config.study.claimed_order)
+    check_draws(study, "draws")
     sets = [load(name, study, outputs.seed) for name in study.sets]
     scores = pd.concat([score_set(study, members, data, outputs.seed) for data in sets], ignore_index=True)
     outputs.frame("score", scores)

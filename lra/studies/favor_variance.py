@@ -9,7 +9,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from lra.studies.estimators import build, log_variance, members_of, student_interval, variants
+from lra.studies.estimators import (
+    build,
+    check_draws,
+    check_listed,
+    log_variance,
+    members_of,
+    student_interval,
+    variants,
+)
 from lra.studies.favor_variance_figures import curves_figure, monte_carlo_figure, offset_figure, recorded_figure
 from lra.studies.recorded import Recording, record
 from lra.studies.runner import Outputs, Verdict
@@ -19,6 +27,8 @@ from lra.tables import MISSING, Table
 def run(config: DictConfig, outputs: Outputs) -> None:
     """Closed forms on three synthetic sets and on a trained model's q and k; closed form against Monte Carlo."""
     study, members = config.study, members_of(config, config.study.baseline, *config.study.published)
+    check_listed(study, "claimed_up_to", "sigmas")
+    check_draws(study, "draws", "monte_carlo.repeats", "examples")
     curves = variance_curves(study, members, outputs.seed)
     outputs.frame("variance", curves)
     outputs.table("log_variance", _table(curves, study))

@@ -4,7 +4,8 @@ Legend: B batch, H heads, L length, D head_dim.
 """
 
 import io
-from dataclasses import asdict, dataclass
+import pickle
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from lra.experiment import build_model
 from lra.identity import identity_of, run_id_of
 from lra.ledger import write_atomically
 from lra.training import fit
+
+_KEPT = 32  # examples, so that studies that need different numbers of them share one training
 
 
 @dataclass(frozen=True)
@@ -63,17 +66,30 @@ def record(config: DictConfig, num_examples: int, device: torch.device) -> Recor
     Kept in <paths.runs>/studies/recorded/ under the run's id, so that it is trained once for all studies.
     """
     run_id = run_id_of(identity_of(config))
-    path = Path(config.paths.runs).expanduser() / "studies" / "recorded" / f"{run_id}_{num_examples}.pt"
+    path = Path(config.paths.runs).expanduser() / "studies" / "recorded" / f"{run_id}.pt"
     if path.exists():
-        stored = torch.load(path, weights_only=True)
-        heads = [Head(**head) for head in stored.pop("heads")]
-        say(f"queries and keys of run {run_id}: from {path}")
-        return Recording(heads=heads, **stored)
-    recording = _train_and_record(config, run_id, num_examples, device)
+        recording = _read(path)
+        if max(head.example for head in recording.heads) >= num_examples:
+            say(f"queries and keys of run {run_id}: from {path}")
+            return _first(recording, num_examples)
+    recording = _train_and_record(config, run_id, max(num_examples, _KEPT), device)
     buffer = io.BytesIO()
     torch.save(asdict(recording), buffer)
     write_atomically(path, buffer.getvalue())
-    return recording
+    return _first(recording, num_examples)
+
+
+def _read(path: Path) -> Recording:
+    try:
+        stored = torch.load(path, weights_only=True)
+        heads = [Head(**head) for head in stored.pop("heads")]
+        return Recording(heads=heads, **stored)
+    except (RuntimeError, EOFError, TypeError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Delete it: the model is then trained again") from error
+
+
+def _first(recording: Recording, num_examples: int) -> Recording:
+    return replace(recording, heads=[head for head in recording.heads if head.example <= num_examples])
 
 
 def _train_and_record(config: DictConfig, run_id: str, num_examples: int, device: torch.device) -> Recording:

@@ -23,7 +23,7 @@ async function start() {
   document.head.append(element("script", {}, await unpack("packed-plotly")));
   report.content.runs.forEach((run, place) => { run.place = place; if (!report.byId.has(run.id)) report.byId.set(run.id, run); });
   report.columns = new Map(report.content.columns.map((column) => [column.name, column]));
-  report.attentions = unique(report.content.runs.map((run) => run.row[0]));
+  report.attentions = unique([...report.content.runs.map((run) => run.row[0]), ...report.content.lengths.map((row) => row.attention)]);
   makeFilters();
   wire();
   makeFigures();

@@ -5,7 +5,7 @@ const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9
 const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star", "hexagon", "pentagon", "bowtie"];
 
 function styleOf(attention, attentions) {
-  const place = attentions.indexOf(attention);
+  const place = Math.max(0, attentions.indexOf(attention));
   return { color: COLOURS[place % COLOURS.length], symbol: SYMBOLS[Math.floor(place / COLOURS.length + place) % SYMBOLS.length] };
 }
 
@@ -39,7 +39,8 @@ function draw(id, traces, extra, emptyWords) {
 function logAxis(values, words) {
   const [low, high] = [Math.log10(Math.min(...values)), Math.log10(Math.max(...values))];
   const margin = Math.max(0.08 * (high - low), 0.05);
-  const steps = high - low > 2.5 ? [1] : [1, 2, 5];
+  const span = high - low;
+  const steps = span > 2.5 ? [1] : span > 1 ? [1, 2, 5] : span > 0.4 ? [1, 1.5, 2, 3, 5, 7] : [1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9];
   const ticks = [];
   for (let decade = Math.floor(low - margin); decade <= high + margin; decade += 1) ticks.push(...steps.map((step) => Number(`${step}e${decade}`)));
   const inside = ticks.filter((tick) => Math.abs(Math.log10(tick) - (low + high) / 2) <= (high - low) / 2 + margin);
@@ -83,18 +84,30 @@ function drawCurves(runs, kind, attentions) {
   return draw("curves", traces, { xaxis: { title: { text: "step" } }, yaxis: { title: { text: percent === 100 ? "validation accuracy (%)" : "training loss" } } }, "Choose one run or more.");
 }
 
+// Where several tasks have one length: their middle.
+function atEachLength(rows, kind) {
+  return [...groupBy(rows, (row) => row.length).values()].map((same) => {
+    const ordered = [...same].sort((a, b) => a[kind] - b[kind]);
+    const shapes = same.map((row) => `${row.task}, batch ${row.batch}, ${row.runs} run${row.runs === 1 ? "" : "s"}`);
+    return { ...ordered[Math.floor(ordered.length / 2)], shapes: shapes.join("<br>") };
+  }).sort((a, b) => a.length - b.length);
+}
+
 function drawLengths(rows, kind, words, attentions) {
-  const several = [...groupBy(rows, (row) => [row.attention, row.precision, row.hardware].join("|")).values()];
+  const benchmark = (row) => row.task === "benchmark";
+  const held = rows.filter((row) => row[kind] !== null);
+  const several = [...groupBy(held, (row) => [row.attention, row.precision, row.hardware, benchmark(row)].join("|")).values()];
   const lines = several.filter((group) => new Set(group.map((row) => row.length)).size > 1);
   const shown = lines.flat();
   const hardware = new Set(shown.map((row) => row.hardware)).size > 1;
   const traces = lines.map((group) => {
-    const ordered = [...group].sort((a, b) => a.length - b.length);
+    const ordered = atEachLength(group, kind);
     const { color, symbol } = styleOf(group[0].attention, attentions);
     return {
-      type: "scatter", mode: "lines+markers", name: hardware ? `${group[0].attention}, ${group[0].hardware}` : group[0].attention,
-      line: { color }, marker: { symbol, size: 9 }, x: ordered.map((row) => row.length), y: ordered.map((row) => row[kind]),
-      hovertext: ordered.map((row) => `<b>${row.attention}</b>, length ${row.length}<br>${grouped2(row[kind])} ${words}<br>${row.task}, batch ${row.batch}, ${row.precision}, ${row.runs} runs<br>${row.hardware}`), hoverinfo: "text",
+      type: "scatter", mode: "lines+markers", 
+      name: [group[0].attention, benchmark(group[0]) ? "benchmark" : "", hardware ? group[0].hardware : ""].filter(Boolean).join(", "),
+      line: { color, dash: benchmark(group[0]) ? "dash" : "solid" }, marker: { symbol, size: 9 }, x: ordered.map((row) => row.length), y: ordered.map((row) => row[kind]),
+      hovertext: ordered.map((row) => `<b>${row.attention}</b>, length ${row.length}<br>${grouped2(row[kind])} ${words}<br>${row.shapes}<br>${row.precision}, ${row.hardware}`), hoverinfo: "text",
     };
   });
   return draw("lengths", traces, { xaxis: logAxis(shown.map((row) => row.length), "length in tokens"), yaxis: logAxis(shown.map((row) => row[kind]), words) }, "The runs that match the filters hold one length per attention: nothing to draw against length yet.");

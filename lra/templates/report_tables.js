@@ -138,13 +138,13 @@ function pairsTable(rows, sort, onSort) {
   return sortableTable([
     { title: "Attention", key: (row) => row.attention, cell: (row) => element("th", { scope: "row" }, row.attention) },
     text("against", (row) => row.reference),
-    text("on", (row) => row.column),
+    { title: "on", text: true, key: (row) => row.column, cell: (row) => element("td", { class: "text wrap" }, row.column) },
     { title: "Difference", key: (row) => row.difference, cell: (row) => element("td", {}, `${row.difference > 0 ? "+" : ""}${fixed(row.difference)}`, element("small", {}, `${fixed(row.low)} to ${fixed(row.high)}`)) },
     { title: "Only it right", key: (row) => row.onlyA, cell: (row) => element("td", {}, `${row.onlyA}`, element("small", {}, `only the other ${row.onlyB}`)) },
     { title: "Seeds", key: (row) => row.seeds.length, cell: (row) => element("td", { title: row.seeds.join(", ") }, `${row.seeds.length}`) },
     { title: "p", key: (row) => row.p, cell: (row) => element("td", { title: row.method }, probability(row.p)) },
     { title: "p (Holm)", key: (row) => row.holm, cell: (row) => element("td", {}, row.holm < 0.05 ? element("strong", {}, probability(row.holm)) : probability(row.holm)) },
-    { title: "Test", text: true, key: (row) => row.method, cell: (row) => element("td", { class: "text wrap" }, row.method) },
+    { title: "Test", text: true, key: (row) => row.method, cell: (row) => element("td", { class: "text", title: row.method }, row.method.split(/[ ,]/)[0]) },
   ], rows, sort, onSort, "Paired comparisons with the reference attention");
 }
 
@@ -157,7 +157,7 @@ function runsTable(runs, sort, onSort, actions, limit) {
   return sortableTable([
     { title: "Run", key: (run) => run.id, cell: (run) => element("th", { scope: "row" }, element("button", { class: "cell", type: "button", onclick: () => actions.open(run) }, element("code", {}, run.id))) },
     { title: "Compare", text: true, key: () => 0, cell: (run) => element("td", { class: "text" }, act("A", `make ${run.id} run A`, () => actions.pick("a", run)), " ", act("B", `make ${run.id} run B`, () => actions.pick("b", run))) },
-    text("Task and data", (run) => run.column),
+    { title: "Task and data", text: true, key: (run) => run.column, cell: (run) => element("td", { class: "text wrap" }, run.column) },
     text("Attention", (run) => run.row[0]),
     number("Seed", (run) => run.seed, String),
     { title: "Protocol", text: true, key: (run) => settingOf(run.row), cell: (run) => element("td", { class: "text", title: settingOf(run.row) }, shortSetting(run.row)) },

@@ -169,6 +169,26 @@ def test_figures_of_studies_are_embedded_up_to_a_limit_and_named_beyond(tmp_path
     assert content["figuresLeftOut"] == [f"{folder / 'b_large.png'} (0.0 MB)"]
 
 
+def test_the_benchmarks_training_steps_stand_beside_the_runs_lengths(tmp_path):
+    Ledger(tmp_path).write(make_record())
+    step = {"part": "scaling", "subject": "softmax", "length": 1000, "batch_size": 4, "status": "measured"}
+    rows = [
+        {**step, "wall_median": 0.5, "peak_memory_bytes": 8 * 2**20},
+        {**step, "length": 64000, "status": "oom"},
+        {"part": "layer", "subject": "softmax", "length": 10},
+    ]
+    occasion = {"hardware": {"cpu": "CPU", "threads": 2}}
+    record = {"occasion": occasion, "threads": {"torch": 2}, "precision": "fp32", "rows": rows}
+    folder = tmp_path / "benchmark"
+    folder.mkdir()
+    (folder / "good.json").write_text(json.dumps(record))
+    (folder / "odd.json").write_text("[]")
+    gathered = gather([tmp_path])
+    (row,) = [row for row in content_of(gathered)["lengths"] if row["task"] == "benchmark"]
+    assert (row["length"], row["train"], row["memory"], row["hardware"]) == (1000, 8000.0, 2.0, "CPU, 2 threads")
+    assert len(gathered.damaged) == 1 and "odd.json: no benchmark record" in gathered.damaged[0]
+
+
 def test_committed_results_are_found_at_any_depth(tmp_path):
     for place in ("gpu/quick/ledger", "cpu/ledger", "cpu/studies"):
         (tmp_path / place).mkdir(parents=True)

@@ -10,9 +10,9 @@ from torch import nn
 
 from attention.base import HeadShape
 from attention.softmax import Softmax
-from lra.studies import favor_attention_error, favor_regression, favor_variance
+from lra.studies import favor_attention_error, favor_regression, favor_variance, recorded
 from lra.studies.estimators import build, log_variance, members_of, paired, student_interval
-from lra.studies.recorded import Head, heads_of
+from lra.studies.recorded import Head, Recording, heads_of
 from lra.studies.tabular import load
 from models.classifier import SequenceClassifier
 from tests.conftest import ROOT
@@ -178,6 +178,24 @@ def test_recorded_heads_give_what_the_slot_gave_at_real_tokens(counting_task):
     head = next(h for h in heads if (h.layer, h.head, h.example) == (2, 2, 3))
     alone = softmax(1, 4)(*(side[None, None] for side in (head.q, head.k, head.v)), None)[0, 0]
     torch.testing.assert_close(alone.float(), outputs[0][2, 1, : len(head.q)], rtol=1e-4, atol=1e-5)
+
+
+def test_a_recording_is_trained_once_and_read_again(tmp_path, monkeypatch):
+    config = study_of("favor_variance", f"paths.runs={tmp_path}")
+    config.names = {name: "any" for name in config.names}
+    x = torch.randn(6, 4, dtype=torch.float64)
+    made = Recording("id", "listops", "softmax", 3, 0.5, [Head(1, 1, example + 1, x, x, x) for example in range(3)])
+    trained = []
+    monkeypatch.setattr(recorded, "_train_and_record", lambda *arguments: trained.append(arguments[2]) or made)
+    first = recorded.record(config, 2, torch.device("cpu"))
+    again = recorded.record(config, 3, torch.device("cpu"))
+    assert len(trained) == 1
+    assert [len(found.heads) for found in (first, again)] == [2, 3]
+    assert torch.equal(again.heads[2].q, x)
+    (file,) = (tmp_path / "studies" / "recorded").glob("*.pt")
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(ValueError, match="is damaged"):
+        recorded.record(config, 2, torch.device("cpu"))
 
 
 def test_attention_error_falls_as_one_over_the_features_on_small_inputs():

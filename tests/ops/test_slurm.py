@@ -20,7 +20,8 @@ pytestmark = [
     pytest.mark.timeout(1800),
 ]
 pytest.importorskip(
-    "hydra_plugins.hydra_submitit_launcher", reason="python -m pip install --no-deps -r requirements/slurm.txt"
+    "hydra_plugins.hydra_submitit_launcher",
+    reason="python -m pip install --require-hashes --no-deps -r requirements/slurm.txt",
 )
 
 GRID = (
