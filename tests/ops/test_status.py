@@ -104,7 +104,7 @@ def test_more_processes_than_gpus_are_refused(tmp_path, monkeypatch):
         gpus.hold_one(["one", "two"])
         kept.append(gpus._held)
     monkeypatch.setattr(gpus, "_held", {})
-    with pytest.raises(ValueError, match=r"all 2 GPUs .* n_jobs=2"):
+    with pytest.raises(ValueError, match=r"all 2 GPUs .*n_jobs=2"):
         gpus.hold_one(["one", "two"])
 
 
