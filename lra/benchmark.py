@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lra.allocator import keep_freed_memory
 from lra.benchmark_layer import Layers, measure_layer
-from lra.benchmark_tables import figures_table, regressions, scaling_figure, scaling_table
+from lra.benchmark_tables import figures_table, regressions, scaling_figure, scaling_table, time_of
 from lra.benchmark_training import measure_loop, measure_scaling
 from lra.display import say
 from lra.experiment import choose_device
@@ -118,10 +118,11 @@ def _write(folder: Path, record: dict[str, Any], config: DictConfig) -> None:
     scaling = [row for row in record["rows"] if row["part"] == "scaling"]
     tables = [figures_table(record["figures"], notes)] if record["figures"] else []
     if scaling:
+        key = time_of(record["occasion"]["hardware"]["device"])
         step = f"batch {scaling[0]['batch_size']}; peak memory beyond what the step starts with; exponents are least-squares slopes"
-        tables.append(scaling_table(scaling, [notes[0], step]))
+        tables.append(scaling_table(scaling, [notes[0], step], key))
         shown = [name for name in config.benchmark.scaling.shown if any(row["subject"] == name for row in scaling)]
-        save_figure(scaling_figure(scaling, shown), folder / f"{record['name']}_scaling")
+        save_figure(scaling_figure(scaling, shown, key), folder / f"{record['name']}_scaling")
     text = "\n".join(table.markdown() for table in tables)
     write_atomically(stem.with_suffix(".md"), text.encode())
     print(text)

@@ -115,6 +115,8 @@ def _advice_on_files(error: OSError) -> str:
 
 def _advice(text: str, conf: Path) -> str:
     """Name the choices where Hydra does not: unknown keys, and protocols without numbers for a task."""
+    if "Could not override 'projection@" in text:
+        return "\nThis attention has no projection there, and appending one is no way: choose one with random features."
     choice = re.search(r"Could not find '(\w+)/([\w-]+)'", text)
     if choice:
         close = difflib.get_close_matches(choice.group(2), re.findall(r"^\t([\w-]+)$", text, re.M), n=1)

@@ -48,7 +48,8 @@ _BY_MODULE = {
     ),
     "hydra_submitit_launcher": Launcher("hydra_plugins.hydra_submitit_launcher", _SLURM),
     "hydra_ray_launcher": Launcher(
-        "hydra_plugins.hydra_ray_launcher", ".venv/bin/python -m pip install -r requirements/ray.txt"
+        "hydra_plugins.hydra_ray_launcher",
+        ".venv/bin/python -m pip install --require-hashes --no-deps -r requirements/ray.txt",
     ),
 }
 

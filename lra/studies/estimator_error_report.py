@@ -129,7 +129,8 @@ def _dress(panel: Axes, widths: list[int], metric: str) -> None:
     panel.set_yscale("log")
     panel.xaxis.set_major_locator(FixedLocator([width for width in widths if width & (width - 1) == 0]))
     panel.xaxis.set_major_formatter(ScalarFormatter())
-    panel.xaxis.set_minor_formatter(NullFormatter())
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_minor_formatter(NullFormatter())
     panel.set_xlabel("num_features", fontsize=8)
     panel.tick_params(labelsize=8)
     panel.grid(color="0.92")
@@ -158,7 +159,9 @@ def verdicts(errors: pd.DataFrame, times: pd.DataFrame) -> list[Verdict]:
         ),
         Verdict(
             "schoenbat_plus takes no more time than the published estimator: ratio at most 1",
-            "reproduced" if ratio["ratio_to_published"] <= 1 else "not reproduced",
+            # an interval that reaches above 1 settles nothing: the claim then holds for the median only
+            "reproduced" if ratio["ratio_high"] <= 1
+            else "reproduced under conditions" if ratio["ratio_to_published"] <= 1 else "not reproduced",
             ratio["ratio_to_published"], (ratio["ratio_low"], ratio["ratio_high"]),
             f"forward pass, batch {ratio['batch_size']}, length {ratio['length']}, {ratio['num_features']} features, "
             "this machine",

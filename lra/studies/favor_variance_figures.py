@@ -84,6 +84,7 @@ def monte_carlo_figure(sampled: pd.DataFrame, names: Sequence[str], converged: f
     panel.set_xticks(sigmas, [f"{sigma:g}" for sigma in sigmas])
     panel.minorticks_off()
     panel.set_yscale("symlog", linthresh=0.1)
+    panel.set_ylim(bottom=min(-0.2, 2 * cells["gap"].min()))
     panel.set_xlabel("scale σ of q and k (heterogeneous set)", fontsize=9)
     panel.set_ylabel("sampled minus closed-form log-variance (nats)", fontsize=9)
     panel.set_title(f"filled: sampled variance known to {100 * converged:g} %; bars: 95 % interval", fontsize=9)

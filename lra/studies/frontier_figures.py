@@ -60,10 +60,7 @@ def _marks(panel: Axes, group: pd.DataFrame, families: list[str], column: str) -
         members = group[group["family"] == family]
         if not len(members):
             continue
-        spread = (
-            1e3 * (members["seconds"] - members["seconds_q25"]),
-            1e3 * (members["seconds_q75"] - members["seconds"]),
-        )
+        spread = 0 * members["seconds"], 1e3 * (members["seconds_median"] - members["seconds"])
         tall = (members["error"] - members["error_low"], members["error_high"] - members["error"])
         panel.errorbar(
             1e3 * members["seconds"], members[column], xerr=spread, yerr=tall if column == "error" else None,

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from lra.studies.schoenbat_figures import COLOURS, KERNELS, MARKERS
 
 _PRE = {
-    "none": "no pre-SBN",
+    "none": "no pre-SBN (no curve where the kernel is undefined)",
     "l2": "l2 norm only",
     "token": "pre-SBN per token (published)",
     "batch": "pre-SBN over the batch",

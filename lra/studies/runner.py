@@ -153,13 +153,6 @@ def run_study(config: DictConfig) -> None:
     outputs.close()
 
 
-def mean_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The mean of independent draws and the ends of its 95 % interval (normal approximation; 30 draws or more)."""
-    draws = torch.as_tensor(values, dtype=torch.float64)
-    mean, half = float(draws.mean()), 1.96 * float(draws.std(correction=1)) / math.sqrt(len(draws))
-    return mean, mean - half, mean + half
-
-
 def median_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """The median and two order statistics that enclose the true one with at least 95 % whatever the distribution; with
     fewer than 6 values no such pair exists, and these are the least and the greatest."""

@@ -304,3 +304,13 @@ def test_another_draw_of_degrees_can_be_loaded() -> None:
 def test_impossible_settings_are_refused_with_advice(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         maclaurin(**settings)
+
+
+@pytest.mark.parametrize("shrinkage", [False, True])
+def test_optimal_counts_never_lose_the_constant(shrinkage: bool) -> None:
+    """Degree 0 has no variance, and so no share of its own: one feature carries it where nothing is exact."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = Optimal(max_degree=8, temperature=1.0, shrinkage=shrinkage).draw(Exp(), 0, 64, 16, generator)
+    assert drawn.counts[0] == 1 and drawn.weights[0] == 1.0 and sum(drawn.counts.values()) == 64
+    with pytest.raises(ValueError, match="at least 2"):
+        Optimal(max_degree=8, temperature=1.0, shrinkage=shrinkage).draw(Exp(), 0, 1, 16, generator)

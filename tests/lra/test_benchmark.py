@@ -86,7 +86,7 @@ def rows() -> list[dict]:
 
 
 def test_the_scaling_table_shows_memory_that_ran_out_and_the_exponents() -> None:
-    cells = scaling_table(rows(), []).cells
+    cells = scaling_table(rows(), [], "wall_median").cells
     assert list(cells.columns[:3]) == ["steps/s 1k", "steps/s 2k", "steps/s 4k"]
     assert cells.loc["exact", "steps/s 4k"] == cells.loc["exact", "GB 4k"] == "OOM"
     assert cells.loc["linear", "steps/s 4k"] == "244"
@@ -94,7 +94,7 @@ def test_the_scaling_table_shows_memory_that_ran_out_and_the_exponents() -> None
 
 
 def test_the_scaling_figure_states_the_exponents() -> None:
-    legends = [text.get_text() for axis in scaling_figure(rows(), ["linear", "exact"]).axes for text in axis.get_legend().texts]  # fmt: skip
+    legends = [text.get_text() for axis in scaling_figure(rows(), ["linear", "exact"], "wall_median").axes for text in axis.get_legend().texts]  # fmt: skip
     assert legends == ["linear: L^1.00", "exact: L^2.00", "linear: L^1.00", "exact: L^1.00"]
 
 

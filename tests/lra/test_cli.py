@@ -146,6 +146,8 @@ def test_one_failing_cell_stops_no_other_and_the_exit_code_says_so(run_cli, tmp_
         (("protocol.num_steps=many",), ("protocol.num_steps='many' must be of type int",)),
         (("attention=schoenbat_exp", "attention.feature_map.num_features=1"), ("num_features=1 is too small",)),
         (("+attention.foo=1",), ("unexpected keyword argument 'foo'",)),
+        (("attention=softmax", "projection@attention.feature_map.projection=qmc"), ("This attention has no projection",)),
+        (("attention=rfa", "projection@attention.feature_map.projection=srht"), ("rows that are not N(0, I)", "scrf")),
         (("task=listops", "task.source=official"), ("basic_train.tsv", "task.source=generated")),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,

@@ -196,10 +196,10 @@ def test_committed_results_are_found_at_any_depth(tmp_path):
     assert measured_folders(None) == []
 
 
-def test_a_thousand_runs_render_in_seconds(tmp_path):
-    """Ten thousand take 10 s of one core; twenty times that of a tenth of them would be another algorithm."""
-    make_ledger(tmp_path, [f"attention_{i}" for i in range(20)], seeds=range(10))
+def test_five_hundred_runs_render_in_seconds(tmp_path):
+    """Ten thousand took 10 s of one core; as much for a twentieth of them would be another algorithm."""
+    make_ledger(tmp_path, [f"attention_{i}" for i in range(10)], seeds=range(10))
     started = time.process_time()
     page = render(gather([tmp_path]))
-    assert time.process_time() - started < 20
+    assert time.process_time() - started < 10
     assert len(page) < 6e6

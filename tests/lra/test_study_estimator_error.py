@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lra.studies import estimator_error as study_module
-from lra.studies.runner import Verdict, mean_and_interval, median_and_interval
+from lra.studies.runner import Verdict, median_and_interval
 from tests.conftest import ROOT
 
 TINY = ("study.scales.quick.draws=2", "study.scales.quick.length=16", "study.scales.quick.timing_rounds=1")
@@ -104,8 +104,6 @@ def test_intervals_cover_what_they_should():
     draws = torch.empty(200, 50).exponential_(generator=torch.Generator().manual_seed(0)).tolist()
     outside = [not low <= 0.6931 <= high for _, low, high in map(median_and_interval, draws)]
     assert sum(outside) < 20
-    middle, low, high = mean_and_interval([1.0, 2.0, 3.0])
-    assert middle == 2.0 and high - middle == pytest.approx(middle - low)
 
 
 def test_a_verdict_says_number_interval_and_conditions():

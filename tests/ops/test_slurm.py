@@ -25,8 +25,8 @@ pytest.importorskip(
 )
 
 GRID = (
-    "experiment=quick", *SMALL, "seed=0,1,2,3,4,5,6,7", "per_task.listops.num_steps=200", "per_task.listops.eval_every=100",
-    "protocol.checkpoint_every=10",
+    "experiment=quick", *SMALL, "seed=0,1,2,3,4,5,6,7", "per_task.listops.num_steps=5000", "per_task.listops.eval_every=2500",
+    "protocol.checkpoint_every=250",
 )  # fmt: skip
 SLURM = (
     "hydra/launcher=submitit_slurm", "hydra.launcher.partition=main", "hydra.launcher.mem_gb=1", "hydra.launcher.timeout_min=60",
@@ -65,7 +65,8 @@ def disturb(runs: Path, ask) -> tuple[str, str]:
     wait_for(lambda: list(runs.glob("checkpoints/*.pt")), "a checkpoint")
     requeued = wait_for(running, "a running job")[0]
     ask("scontrol", "requeue", requeued)
-    cancelled = wait_for(lambda: [job for job in running() if job != requeued], "another running job")[0]
+    older = {requeued, *running()}  # these may end before they can be cancelled; one that starts now cannot
+    cancelled = wait_for(lambda: [job for job in running() if job not in older], "a job that starts")[0]
     ask("scancel", cancelled)
 
     def is_empty() -> bool:
@@ -103,7 +104,14 @@ def test_a_grid_with_a_cancelled_and_a_requeued_job_ends_with_the_table_of_the_s
         assert again.returncode == 0, again.stderr
     print(jobs, said, again.stderr, again.stdout, sep="\n")
     for name in ("accuracy.md", "accuracy.tex", "accuracy.csv"):
-        here, there = (tmp_path / folder / "report" / "quick" / name for folder in ("serial", "cluster"))
-        assert here.read_bytes() == there.read_bytes()
+        here, there = (
+            [
+                line
+                for line in (tmp_path / folder / "report" / "quick" / name).read_text().splitlines()
+                if "ommit" not in line
+            ]
+            for folder in ("serial", "cluster")
+        )  # a note names the commit: it may move on while a developer's test runs
+        assert here == there
     for run_id, record in records(tmp_path / "serial").items():
         assert records(runs)[run_id]["result"] == record["result"]
