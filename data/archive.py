@@ -17,6 +17,10 @@ from data.base import DataError
 
 ARCHIVE_NAMES = ("lra_release.gz", "lra-release.gz", "lra_release.tar.gz", "lra_release.tar")
 FOLDERS = ("listops-1000", "tsv_data", "pathfinder32", "pathfinder64", "pathfinder128", "pathfinder256")
+HOW_TO_GET = (
+    "fetch lra_release.gz of google-research/long-range-arena with `python run.py job=release`, or put it into the data "
+    "folder, or unpack it there"
+)
 ROOTS = ("lra_release/lra_release", "lra_release", ".")
 
 

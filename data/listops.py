@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from data.archive import HOW_TO_GET, extract_release, release_archive
 from data.base import SPLITS, DataError, Manifest, Missing, Task
 from data.encoded import EncodedSplit, key_of
 from data.entries import Prepared, serve
@@ -66,14 +67,13 @@ class ListOps(Task):
         self.grammar = Grammar(max_depth, max_args, operator_probability, min_length, max_length)
 
     def check(self) -> list[Missing]:
-        if self.source == "generated":
+        if self.source == "generated" or release_archive(self.datasets):
             return []
-        how = (
-            "unpack lra_release.gz of google-research/long-range-arena (a gzipped tar) into the data folder, "
-            "or generate the same distribution with task.source=generated"
-        )
-        files = self._official_files().values()
-        return [Missing(file.name, file, how) for file in files if not file.is_file()]
+        how = f"{HOW_TO_GET}, or generate the same distribution with task.source=generated"
+        return [Missing(file.name, file, how) for file in self._absent_files()]
+
+    def _absent_files(self) -> list[Path]:
+        return [file for file in self._official_files().values() if not file.is_file()]
 
     def _official_files(self) -> dict[str, Path]:
         """Where the release was unpacked: it nests its folder in itself, which people undo."""
@@ -82,7 +82,9 @@ class ListOps(Task):
         return {split: folder / f"basic_{split}.tsv" for split in SPLITS}
 
     def entries(self) -> list[Path]:
-        return [] if self.check() else [self._entry(self._parameters())]
+        if self.source == "official" and self._absent_files():
+            return []
+        return [self._entry(self._parameters())]
 
     def _entry(self, parameters: Mapping[str, Any]) -> Path:
         return self.datasets / "encoded" / f"listops-{key_of(parameters)}"
@@ -91,8 +93,18 @@ class ListOps(Task):
         if missing := self.check():
             lines = "\n".join(f"  {entry.expected_at}" for entry in missing)
             raise DataError(f"listops: missing\n{lines}\n{missing[0].how_to_get}")
+        if self.source == "official":
+            self._unpack_official()
         parameters = self._parameters()
         return serve(self._entry(parameters), lambda: self._build(parameters))
+
+    def _unpack_official(self) -> None:
+        """Unpacks the release first when only the archive is there."""
+        archive = release_archive(self.datasets)
+        if archive is not None and not any(file.is_file() for file in self._official_files().values()):
+            extract_release(archive, self.datasets, only=("listops-1000",))
+        if absent := self._absent_files():
+            raise DataError(f"listops: {', '.join(map(str, absent))} missing; {HOW_TO_GET}")
 
     def _build(self, parameters: dict[str, Any]) -> Prepared:
         pools, details = self._official() if self.source == "official" else self._generated()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data.archive import extract_release, release_archive
+from data.archive import HOW_TO_GET, extract_release, release_archive
 from data.base import SPLITS, DataError, Manifest, Missing
 from data.encoded import key_of
 from data.encoded_writer import CacheWriter
@@ -97,10 +97,7 @@ class Pathfinder(PixelTask):
         if self.source == "generated" or self._level() or release_archive(self.datasets):
             return []
         path = level_path(self.resolution, self.contour_length)
-        how = (
-            "put lra_release.gz of google-research/long-range-arena into the data folder, or unpack it there, "
-            "or generate the same distribution with task.source=generated"
-        )
+        how = f"{HOW_TO_GET}, or generate the same distribution with task.source=generated"
         return [Missing(path, self.datasets / "lra_release" / "lra_release" / path, how)]
 
     def _level(self) -> Path | None:

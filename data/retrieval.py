@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data import aan
-from data.archive import extract_release, release_archive
+from data.archive import HOW_TO_GET, extract_release, release_archive
 from data.base import SPLITS, DataError, Manifest, Missing, Split, Task
 from data.byte_text import NUM_IDS, byte_ids, text_of
 from data.encoded import key_of
@@ -99,9 +99,8 @@ class Retrieval(Task):
     def _missing_official(self) -> list[Missing]:
         if aan.find_files(self.datasets) or release_archive(self.datasets):
             return []
-        how = "put lra_release.gz of google-research/long-range-arena into the data folder, or unpack it there"
         folder = aan.expected_folder(self.datasets)
-        return [Missing(name, folder / name, how) for name in aan.FILES.values() if not (folder / name).is_file()]
+        return [Missing(name, folder / name, HOW_TO_GET) for name in aan.FILES.values() if not (folder / name).is_file()]
 
     def _prepare(self) -> Prepared:
         if self.source == "official":
@@ -137,8 +136,8 @@ class Retrieval(Task):
             folder = aan.expected_folder(self.datasets)
             absent = [name for name in aan.FILES.values() if not (folder / name).is_file()]
             raise DataError(
-                f"retrieval: {folder} lacks {', '.join(absent)}. Put lra_release.gz of google-research/long-range-arena "
-                f"into {self.datasets}, or unpack it there, or choose a stand-in: task.source=debian or embedded"
+                f"retrieval: {folder} lacks {', '.join(absent)}; {HOW_TO_GET}, "
+                "or choose a stand-in: task.source=debian or embedded"
             )
 
     def _parameters(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -22,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from data.base import DataError
 
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 PROBE_SECONDS = 3.0  # is the hub there? `datasets` needs 23 s to find out by itself
 CONNECT_SECONDS = 10  # of silence, for pip, apt and HTTP
 TRANSFER_SECONDS = 900  # for a whole package
+REPORT_SECONDS = 10.0  # between two lines about a long transfer
 HUB_ENDPOINT = "https://huggingface.co"
 
 
@@ -217,12 +219,24 @@ def _transfer(url: str, part: Path) -> None:
             raise OSError(f"{length:,} bytes are to come and {part.parent} has not that much room")
         with open(part, "ab" if resumed else "wb") as file:
             start = file.tell()
-            shutil.copyfileobj(response, file, 1 << 20)
+            _copy(response, file, part.name.removesuffix(".part"), None if length is None else start + length)
             file.flush()
             os.fsync(file.fileno())
             came = file.tell() - start
     if length is not None and came != length:
         raise OSError(f"the connection ended after {came:,} of {length:,} bytes; run again to go on from there")
+
+
+def _copy(source: IO[bytes], file: IO[bytes], name: str, total: int | None) -> None:
+    """All that `source` gives, with a line every REPORT_SECONDS."""
+    start, begun, told = file.tell(), time.monotonic(), time.monotonic()
+    while block := source.read(1 << 20):
+        file.write(block)
+        if time.monotonic() - told >= REPORT_SECONDS:
+            told = time.monotonic()
+            rate = (file.tell() - start) / (told - begun)
+            left = "" if total is None else f" of {total / 1e6:,.0f}, {(total - file.tell()) / rate:,.0f} s left"
+            log.info("%s: %s MB%s (%.1f MB/s)", name, f"{file.tell() / 1e6:,.0f}", left, rate / 1e6)
 
 
 @contextmanager

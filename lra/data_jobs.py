@@ -86,6 +86,11 @@ def prepare(config: DictConfig) -> None:
     say(f"{manifest.dataset}: ready in {seconds:.1f} s, {_bytes_in(entry) / 1e6:,.1f} MB in {entry}")
 
 
+def release(config: DictConfig) -> None:
+    """The job that brings the released archive, which the sources named `official` read."""
+    say(f"ready in {instantiate(config.job.release).bring()}; use it with task.source=official")
+
+
 @dataclass(frozen=True)
 class Asked:
     """A task and source that was asked for, built but not prepared, with the configuration that it came from."""

@@ -117,7 +117,7 @@ def test_missing_files_are_listed_with_their_place(tmp_path: Path) -> None:
 def test_one_missing_file_is_named_alone(release: Path) -> None:
     (release / "lra_release/lra_release/tsv_data/new_aan_pairs.eval.tsv").unlink()
     assert [entry.what for entry in task(release).check()] == ["new_aan_pairs.eval.tsv"]
-    with pytest.raises(DataError, match=r"lacks new_aan_pairs\.eval\.tsv\."):
+    with pytest.raises(DataError, match=r"lacks new_aan_pairs\.eval\.tsv;"):
         task(release).prepare()
 
 
