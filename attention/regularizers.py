@@ -156,6 +156,11 @@ class LearnableTemperature(Temperature):
 class OutputRegularizer(nn.Module, ABC):
     """out [B, H, L, D] -> the same shape."""
 
+    @property
+    def gain(self) -> Tensor | None:
+        """[D], where that factor per channel is all that `forward` does: a fused op can take it in. Else None."""
+        return None
+
     @abstractmethod
     def forward(self, out: Tensor) -> Tensor: ...
 
@@ -176,6 +181,10 @@ class ScaleVec(OutputRegularizer):
     def __init__(self, shape: HeadShape, generator: torch.Generator) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(shape.head_dim))
+
+    @property
+    def gain(self) -> Tensor:
+        return self.gamma
 
     def forward(self, out: Tensor) -> Tensor:
         return self.gamma * out

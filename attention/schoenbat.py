@@ -70,8 +70,11 @@ class SchoenbAt(RegularizedAttention):
         tau = self.temperature()
         scale = tau.sqrt() if isinstance(tau, Tensor) else q.new_full((q.shape[1], 1, 1), math.sqrt(tau))
         scale = None if isinstance(tau, float) and tau == 1.0 else scale
-        out = features.fused(q, k, v, key_padding_mask, normalizer, num_keys, unit, scale)
-        return super().mix(q, k, v, key_padding_mask) if out is None else self.post(out)
+        gain = self.post.gain
+        out = features.fused(q, k, v, key_padding_mask, normalizer, num_keys, unit, scale, gain)
+        if out is None:
+            return super().mix(q, k, v, key_padding_mask)
+        return self.post(out) if gain is None else out
 
     def core(self, x: Tensor, y: Tensor, v: Tensor, key_padding_mask: Tensor | None) -> Tensor:
         if not self.causal:

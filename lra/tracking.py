@@ -98,7 +98,7 @@ def open_run(*, runs: Path, mode: str, **settings: Any) -> Any:
     os.environ.setdefault("WANDB_DATA_DIR", str(folder / ".staging"))
     os.environ.setdefault("WANDB_CACHE_DIR", str(folder / ".cache"))
     os.environ.setdefault("WANDB_CONFIG_DIR", str(folder / ".config"))
-    if mode == "online" and not wandb.login(anonymous="never", prompt=False, verify=False):
+    if mode == "online" and not wandb.login(prompt=False, verify=False):
         raise ValueError("tracking=online needs an account: run `wandb login`, or use tracking=offline and sync later")
     quiet = wandb.Settings(
         silent=True, console="off", disable_git=True, disable_code=True, save_code=False, x_disable_machine_info=True,
@@ -165,6 +165,7 @@ def summary_of(record: RunRecord) -> dict[str, Any]:
         "memory/train_peak_bytes": cost["train_step"]["peak_memory_bytes"],
         "memory/inference_peak_bytes": cost["inference"]["peak_memory_bytes"],
         "parameters": cost["parameters"],
+        "length": cost["length"],
     }
 
 

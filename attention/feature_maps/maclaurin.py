@@ -117,24 +117,30 @@ class Maclaurin(FeatureMap):
         num_keys: Tensor,
         unit: UnitNorm | None = None,
         scale: Tensor | None = None,
+        gain: Tensor | None = None,
     ) -> Tensor | None:
         """On a CPU, for real projections and exact degrees below 2: the same function in blocks that stay in cache.
 
-        `unit` and `scale` [H, 1, 1]: q and k become scale * unit(q) and scale * unit(k) on the way in.
+        `unit` and `scale` [H, 1, 1]: q and k become scale * unit(q) and scale * unit(k) on the way in. `gain` [D]
+        multiplies the channels of the result.
         """
         if q.device.type != "cpu" or self.exact_degree > 1 or self.projection.is_complex:
             return None
         own_constants = self.centred and not self.dot_kernel.multiplicative
         monomials, plain = self.monomials(q.dtype, own_constants), Prologue(unit, scale, None)
         if not self.centred:
-            return maclaurin_attention(monomials, q, k, v, key_padding_mask, (plain, plain), None, normalizer, num_keys)
+            return maclaurin_attention(
+                monomials, q, k, v, key_padding_mask, (plain, plain), None, normalizer, num_keys, gain
+            )
         mean = mean_key(monomials, k, key_padding_mask, num_keys, plain)
         of_queries, constants = plain, None
         if own_constants:
             q, constants = self.recentre(plain.apply(q), True, mean)
             of_queries = Prologue(None, None, None)
         prologues = of_queries, Prologue(unit, scale, mean)
-        return maclaurin_attention(monomials, q, k, v, key_padding_mask, prologues, constants, normalizer, num_keys)
+        return maclaurin_attention(
+            monomials, q, k, v, key_padding_mask, prologues, constants, normalizer, num_keys, gain
+        )
 
     def monomials(self, dtype: torch.dtype, own_constants: bool) -> Monomials:
         """The map with its features of degree 0 and 1 summed up: phi(x).phi(y) needs their sum alone, a number and a

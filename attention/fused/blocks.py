@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_BLOCK_BYTES = 2**21  # of features and projections of one block: what a core's cache holds
+_BLOCK_BYTES = 2**22  # of features and projections of one block: about what the cores' own caches hold
+
+_STEP = 64  # lengths of blocks are multiples of it, for the sake of vector instructions
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Blocks:
     def __init__(self, monomials: Monomials, x: Tensor, prologue: Prologue, backward: bool) -> None:
         self.monomials, self.x, self.prologue, self.backward = monomials, x, prologue, backward
         rows = (len(monomials.matrix) + monomials.width) * (2 if backward else 1)
-        self.budget = max(64, _BLOCK_BYTES // (rows * x.shape[1] * x.element_size()) // 64 * 64)  # tokens
+        self.budget = max(_STEP, _BLOCK_BYTES // (rows * x.shape[1] * x.element_size()) // _STEP * _STEP)  # tokens
         self.d_scale = None if prologue.scale is None else torch.zeros_like(prologue.scale)
         self.d_shift = None if prologue.shift is None else torch.zeros_like(prologue.shift)
 
@@ -122,8 +124,8 @@ class Blocks:
         """Whole examples while several fit, else pieces of one; all blocks of one size follow each other."""
         batch, num_heads, length, _ = self.x.shape
         examples, tokens = max(1, min(batch, self.budget // length)), min(self.budget, length)
-        for several in _pieces(batch, examples):
-            for some in _pieces(length, tokens):
+        for several in _pieces(batch, examples, 1):
+            for some in _pieces(length, tokens, _STEP):
                 shape = (several.step * num_heads, some.step)
                 self.at = _Buffers(self.monomials, self.x, shape, self.backward)
                 for b in range(several.start, several.stop, several.step):
@@ -215,7 +217,8 @@ class Blocks:
         return torch.bmm(at.matrix.transpose(1, 2), at.d_projections, out=at.d_x).add_(at.d_rows)
 
 
-def _pieces(total: int, size: int) -> list[slice]:
-    """range(total) as one run of pieces of this size and, where something remains, one shorter piece."""
+def _pieces(total: int, size: int, step: int) -> list[slice]:
+    """range(total) as one run of equal pieces, multiples of `step` up to `size`, and the shorter piece that remains."""
+    size = min(size, -(-total // -(-total // size) // step) * step)  # as few pieces, of nearly the same size
     whole = total // size * size
     return [slice(0, whole, size)] + ([slice(whole, total, total - whole)] if whole < total else [])

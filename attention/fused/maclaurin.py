@@ -24,15 +24,19 @@ def maclaurin_attention(
     constants: Tensor | None,
     normalizer: Normalizer,
     num_keys: Tensor,
+    gain: Tensor | None = None,
 ) -> Tensor:
     """x, y [B, H, L, D], v [B, H, L, E], key_padding_mask [B, L] or None -> [B, H, L, E].
 
     `prologues`: what is done to queries and keys first. `constants` [B, H, L, 1] multiplies the constant monomial of
-    each query (None: 1). Gradients reach x, y, v, constants, scales and shifts; backward evaluates each block again.
+    each query (None: 1). `gain` [E] multiplies the columns of the result, by way of the state's, which are fewer.
+    Gradients reach x, y, v, constants, gain, scales and shifts; backward evaluates each block again.
     """
     of_x, of_y = prologues
     state = _State.apply(monomials, y, v, key_padding_mask, of_y.unit, of_y.scale, of_y.shift)
     state = monomials.mix(state)
+    if gain is not None:
+        state = state * torch.cat([gain, gain.new_ones(1)])
     return _Read.apply(monomials, x, constants, state, normalizer, num_keys, of_x.unit, of_x.scale, of_x.shift)
 
 
