@@ -138,3 +138,15 @@ def test_impossible_settings_are_refused() -> None:
         Sinkhorn(SHAPE, torch.Generator(), block_size=8, num_iterations=5, temperature=0.0, gumbel_noise=False)
     with pytest.raises(ValueError, match="raise max_len"):
         _sinkhorn()(*draw_qkv(65, head_dim=8))
+
+
+def test_a_vanishing_share_of_a_slot_keeps_gradients_finite(monkeypatch):
+    """Training once died of it: 1 / share overflows where a slot's only real token has a share below 1e-38."""
+    module = _sinkhorn().float()
+    pi = torch.tensor([[1e-40, 1.0], [1.0, 1e-40]]).expand(1, SHAPE.num_heads, 2, 2).clone().requires_grad_()
+    monkeypatch.setattr(module, "permutation", lambda pooled, real: pi)
+    inputs = [x.float().requires_grad_() for x in draw_qkv(2 * BLOCK, batch=1, head_dim=SHAPE.head_dim)]
+    mask = torch.zeros(1, 2 * BLOCK, dtype=torch.bool)
+    mask[0, -3:] = True  # slots that only the other block fills
+    gradients = torch.autograd.grad(module(*inputs, mask).sum(), [*inputs, pi])
+    assert all(gradient.isfinite().all() for gradient in gradients)
