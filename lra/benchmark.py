@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lra.allocator import keep_freed_memory
 from lra.benchmark_layer import Layers, measure_layer
+from lra.benchmark_peers import measure_peers
 from lra.benchmark_tables import figures_table, regressions, scaling_figure, scaling_table, time_of
 from lra.benchmark_training import measure_loop, measure_scaling
 from lra.display import say
@@ -21,7 +22,7 @@ from lra.figures import save_figure
 from lra.ledger import write_atomically
 from lra.provenance import describe_occasion
 
-_PARTS = ("layer", "loop", "scaling")
+_PARTS = ("layer", "loop", "scaling", "peers")
 
 
 def benchmark(config: DictConfig) -> None:
@@ -69,6 +70,8 @@ def _measure(part: str, config: DictConfig, device: torch.device) -> tuple[list[
         return layers.rows, figures
     if part == "loop":
         return measure_loop(config, device)
+    if part == "peers":
+        return measure_peers(config, device)
     return measure_scaling(config, device), []
 
 
