@@ -84,9 +84,8 @@ def _their_step(
     root: Path, attention: str, model: dict[str, Any], tokens: Tensor, labels: Tensor, device: torch.device
 ) -> Callable[[], object]:
     with _their_modules(root):
-        import config as settings  # type: ignore[import-not-found]
-        from models.model_LRA import ModelForSC  # type: ignore[import-not-found]
-
+        settings = importlib.import_module("config")
+        network_class = importlib.import_module("models.model_LRA").ModelForSC
         loop: dict[str, Any] = {"__name__": "theirs"}
         exec(compile((root / "main.py").read_text(), "main.py", "exec"), loop)
         shape = dict(settings.Config["lra-text"]["model"])
@@ -97,7 +96,7 @@ def _their_step(
             | model
         )
         _move_defaults(device)
-        network: nn.Module = ModelForSC(shape).to(device).train()
+        network: nn.Module = network_class(shape).to(device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.9, 0.999), eps=1e-6, weight_decay=0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=1e-4, pct_start=0.1, anneal_strategy="linear", total_steps=100_000
@@ -165,12 +164,11 @@ def _layers(config: DictConfig, root: Path, origin: tuple[str, str], device: tor
 def _layer_works(config: DictConfig, root: Path, length: int, device: torch.device) -> dict[str, Callable[[], Tensor]]:
     layer = config.benchmark.layer
     with _their_modules(root):
-        from models.attention_rmfa import RMFA  # type: ignore[import-not-found]
-        from models.ppSBN import PostSBN, PreSBN  # type: ignore[import-not-found]
-
+        released = importlib.import_module("models.attention_rmfa").RMFA
+        regularizers = importlib.import_module("models.ppSBN")
         facts = {"attention_dropout": 0.0, "head_dim": layer.head_dim, "nb_features": 128, "dotf": "exp"}
-        theirs = RMFA(facts, device=str(device))
-        pre, post = PreSBN(), PostSBN(layer.head_dim).to(device)
+        theirs = released(facts, device=str(device))
+        pre, post = regularizers.PreSBN(), regularizers.PostSBN(layer.head_dim).to(device)
     generator = torch.Generator().manual_seed(config.seed)
     shape = (config.benchmark.peer_layer.batch_size, length, layer.num_heads, layer.head_dim)
     q, k, v = (torch.randn(shape, generator=generator).to(device).transpose(1, 2) for _ in range(3))
