@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import jinja2
 from omegaconf import DictConfig
+from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from lra.display import say
@@ -72,12 +74,25 @@ def _figures(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
     """The studies' figures as data addresses, in order of their names, until FIGURE_BYTES are used up."""
     embedded, left_out, used = [], [], 0
     for path in (path for folder in folders for path in sorted(folder.glob("studies/*/*.png"))):
-        size = path.stat().st_size
-        if used + size > FIGURE_BYTES:
-            left_out.append(f"{path} ({size / 1e6:.1f} MB)")
+        try:
+            content = _with_few_colours(path)
+        except OSError as error:
+            left_out.append(f"{path} (cannot be read: {error})")
             continue
-        used += size
-        image = base64.b64encode(path.read_bytes()).decode()
+        if used + len(content) > FIGURE_BYTES:
+            left_out.append(f"{path} ({len(content) / 1e6:.1f} MB)")
+            continue
+        used += len(content)
+        image = base64.b64encode(content).decode()
         study, name = path.parent.name, path.stem.replace("_", " ")
         embedded.append({"study": study, "name": name, "path": str(path), "image": f"data:image/png;base64,{image}"})
     return embedded, left_out
+
+
+def _with_few_colours(path: Path) -> bytes:
+    """The same picture in 128 colours: a quarter of the bytes, and a diagram looks the same."""
+    content = io.BytesIO()
+    with Image.open(path) as image:
+        few = image.convert("RGB").quantize(128, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    few.save(content, "PNG", optimize=True)
+    return content.getvalue()

@@ -18,7 +18,7 @@ ALLOWED = {
     "data": {"data", "torch", "numpy", "numba", "PIL", "pyarrow", "datasets", "tensorflow_datasets", "huggingface_hub"},
     "lra": {
         "lra", "data", "torch", "numpy", "pandas", "scipy", "matplotlib", "plotly", "rich", "hydra", "omegaconf", "wandb",
-        "sklearn", "jinja2", "wandb_workspaces",
+        "sklearn", "jinja2", "wandb_workspaces", "PIL",
     },
 }  # fmt: skip
 SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from lra.html_report import measured_folders, render
 from lra.html_report_data import Report, flat, thin
@@ -161,12 +162,14 @@ def test_figures_of_studies_are_embedded_up_to_a_limit_and_named_beyond(tmp_path
     Ledger(tmp_path).write(make_record())
     folder = tmp_path / "studies" / "kernel_error"
     folder.mkdir(parents=True)
-    (folder / "a_small.png").write_bytes(b"\x89PNG" + bytes(100))
-    (folder / "b_large.png").write_bytes(bytes(1000))
+    Image.new("RGB", (20, 20), "red").save(folder / "a_small.png")
+    Image.effect_noise((100, 100), 90).save(folder / "b_large.png")
+    (folder / "c_cut.png").write_bytes(b"\x89PNG")
     monkeypatch.setattr("lra.html_report.FIGURE_BYTES", 500)
     content = json.loads(unpacked(render(gather([tmp_path])), "content"))
     assert [(one["study"], one["name"]) for one in content["figures"]] == [("kernel_error", "a small")]
-    assert content["figuresLeftOut"] == [f"{folder / 'b_large.png'} (0.0 MB)"]
+    large, cut = content["figuresLeftOut"]
+    assert large == f"{folder / 'b_large.png'} (0.0 MB)" and cut.startswith(f"{folder / 'c_cut.png'} (cannot be read:")
 
 
 def test_the_benchmarks_training_steps_stand_beside_the_runs_lengths(tmp_path):
