@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from lra.display import say
 from lra.html_report_data import Report
-from lra.html_report_entries import Gathered, gather
+from lra.html_report_entries import Gathered, gather, shown
 from lra.ledger import write_atomically
 from lra.published import load_paper, paper_keys
 
@@ -40,10 +40,12 @@ def html_report(config: DictConfig) -> Path | None:
 
 
 def measured_folders(measured: str | None) -> list[Path]:
-    """The committed results: every folder in there that is laid out as a runs folder."""
+    """The committed results: every folder in there that is laid out as a runs folder. A study's own ledger is none of
+    them: its runs are that study's ablations, and would stand as further rows beside the attentions."""
     if measured is None:
         return []
-    return sorted({path.parent for name in ("ledger", "studies", "benchmark") for path in Path(measured).rglob(name)})
+    found = {path.parent for name in ("ledger", "studies", "benchmark") for path in Path(measured).rglob(name)}
+    return sorted(folder for folder in found if "studies" not in folder.relative_to(measured).parts)
 
 
 def render(gathered: Gathered) -> str:
@@ -77,15 +79,15 @@ def _figures(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
         try:
             content = _with_few_colours(path)
         except OSError as error:
-            left_out.append(f"{path} (cannot be read: {error})")
+            left_out.append(f"{shown(str(path))} (cannot be read: {error})")
             continue
         if used + len(content) > FIGURE_BYTES:
-            left_out.append(f"{path} ({len(content) / 1e6:.1f} MB)")
+            left_out.append(f"{shown(str(path))} ({len(content) / 1e6:.1f} MB)")
             continue
         used += len(content)
         image = base64.b64encode(content).decode()
         study, name = path.parent.name, path.stem.replace("_", " ")
-        embedded.append({"study": study, "name": name, "path": str(path), "image": f"data:image/png;base64,{image}"})
+        embedded.append({"study": study, "name": name, "path": shown(str(path)), "image": f"data:image/png;base64,{image}"})
     return embedded, left_out
 
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lra.html_report_entries import Entry, Gathered, Row, column_key, command_of, setting_of, source_of
+from lra.html_report_entries import Entry, Gathered, Row, column_key, command_of, setting_of, source_of, shown
 from lra.published import Paper, beside
 from lra.records import RunRecord
 from lra.statistics import Ranks, Summary, holm, mean_ranks, paired, summarise
@@ -31,7 +31,7 @@ class Report:
     def content(self) -> dict[str, Any]:
         runs = self._runs()
         return {
-            "folders": self.gathered.folders,
+            "folders": [shown(folder) for folder in self.gathered.folders],
             "damaged": self.gathered.damaged,
             "columns": [self._column(name) for name in self.columns],
             "runs": runs,

@@ -54,11 +54,11 @@ def gather(folders: Sequence[Path]) -> Gathered:
         found += [(record, ledger.path(record.run_id), folder) for record in records]
     rows = _rows([record for record, _, _ in found])
     entries = [
-        Entry(record, _shown(str(path)), str(folder), column_of(record), row)
+        Entry(record, shown(str(path)), str(folder), column_of(record), row)
         for (record, path, folder), row in zip(found, rows, strict=True)
     ]
     entries.sort(key=lambda entry: (column_key(entry.column), entry.row, entry.record.seed, entry.path))
-    return Gathered(entries, [_shown(line) for line in damaged], [str(folder) for folder in folders], scaling)
+    return Gathered(entries, [shown(line) for line in damaged], [str(folder) for folder in folders], scaling)
 
 
 def _scaling(folder: Path, damaged: list[str]) -> list[dict[str, Any]]:
@@ -81,7 +81,7 @@ def _scaling(folder: Path, damaged: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """Paths below the checkout are shown from there on, so that the report does not depend on where that lies."""
     return text.replace(f"{_ROOT}/", "")
 
