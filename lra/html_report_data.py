@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lra.html_report_entries import Entry, Gathered, Row, column_key, command_of, setting_of, source_of, shown
+from lra.html_report_entries import Entry, Gathered, Row, column_key, command_of, setting_of, shown, source_of
 from lra.published import Paper, beside
 from lra.records import RunRecord
 from lra.statistics import Ranks, Summary, holm, mean_ranks, paired, summarise
