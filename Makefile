@@ -6,11 +6,12 @@ READY := $(VENV)/.ready
 SCALE ?= quick
 EXPERIMENT := $(if $(filter paper,$(SCALE)),accuracy,$(SCALE))
 ARGS ?=
+PINNED := $(addprefix requirements/,requirements.lock torch.txt slurm.txt ray.txt)
 STUDIES := estimator_error schoenbat_approximation ppsbn_ablation favor_variance favor_regression \
   favor_attention_error expressivity frontier
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test data report dashboard studies bench lock clean lint
+.PHONY: help setup reproduce test data report dashboard studies bench lock audit clean lint
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -57,6 +58,19 @@ lint: $(READY)  ## style checks
 lock:  ## resolve requirements.in anew (needs uv); torch stays pinned in requirements/torch.txt
 	echo torch > .excluded && uv pip compile -q --universal --python-version 3.11 --excludes .excluded --generate-hashes \
 	  --no-header --no-annotate --upgrade requirements/requirements.in -o requirements/requirements.lock; rm -f .excluded
+
+audit:  ## known vulnerabilities of every pinned package (pip-audit, in a folder of its own; needs the network)
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT; \
+	$(PYTHON) -m venv $$folder && $$folder/bin/python -m pip install -qq pip-audit==2.10.1 || { \
+	  echo "audit: pip could not install pip-audit. Nothing was audited. Try again where pip reaches its registry."; exit 1; }; \
+	sed -n 's/^\([A-Za-z0-9].*==[^\\]*\).*/\1/p' $(PINNED) | sort -u > $$folder/pinned; \
+	$$folder/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off --desc off -o $$folder/found -r $$folder/pinned \
+	  2>$$folder/said && { echo "audit: no known vulnerability in what requirements/ pins for this Python"; exit 0; }; \
+	if test -s $$folder/found; then cat $$folder/found; \
+	  echo "audit: raise what is listed in requirements/ (make lock resolves requirements.in anew), then: make setup test"; \
+	else tail -n 1 $$folder/said; \
+	  echo "audit: nothing was audited, for the reason above. pip-audit asks pypi.org: try again where it is reached."; \
+	fi; exit 1
 
 clean:  ## remove .venv and caches; results and data sets stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import lra.launching  # noqa: F401 (quietens Hydra before it composes, here and in the jobs of a launcher)
+from lra import ranks
 from lra.stopping import Stopped, stop
 from lra.targets import refuse_foreign_targets
 
@@ -23,11 +24,15 @@ def hand_over(config: DictConfig) -> float | None:
     """Call the job that the configuration names."""
     stop.listen(_budget(config))
     refuse_foreign_targets(config)
-    for key, least in (("seed", 0), ("threads", 1)):
+    for key, least in (("seed", 0), ("threads", 1), ("devices", 1), ("num_nodes", 1)):
         if type(config[key]) is not int or config[key] < least:
             raise ValueError(f"{key}={config[key]} must be a whole number of at least {least}")
     if config.precision not in ("fp32", "bf16"):
         raise ValueError(f"unknown precision={config.precision!r}; choose fp32 or bf16")
+    if config.devices * config.num_nodes > 1 and config.job._target_ != "lra.experiment.train":
+        raise ValueError(
+            f"devices={config.devices} num_nodes={config.num_nodes}: several devices are for job=train alone; leave both out"
+        )
     return get_method(config.job._target_)(config)
 
 
@@ -47,14 +52,16 @@ def explained(main: Callable[[], object], conf: Path) -> int:
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 1
     except KeyboardInterrupt:
-        print("\nstopped; type the same command again to go on from the last checkpoint", file=sys.stderr)
+        if ranks.speaks():
+            print("\nstopped; type the same command again to go on from the last checkpoint", file=sys.stderr)
         return 130
     except Exception as error:
         grid_code = _finish_grid(error)
         if grid_code is not None:
             return grid_code
         if isinstance(error, Stopped):
-            print(f"{error}; type the same command again to go on", file=sys.stderr)
+            if ranks.speaks():
+                print(f"{error}; type the same command again to go on", file=sys.stderr)
             return error.exit_code
         tell(error, conf)
         return 1
@@ -64,9 +71,10 @@ def explained(main: Callable[[], object], conf: Path) -> int:
 def tell(error: Exception, conf: Path) -> None:
     """What went wrong, for a person; where it went wrong only if the person cannot mend it."""
     if os.environ.get("LRA_TRACEBACK") == "1" or not _is_for_the_user(error):
+        print(ranks.who(), end="", file=sys.stderr)
         traceback.print_exception(error)
     else:
-        print(f"error: {_message(error, conf)}", file=sys.stderr)
+        print(f"error: {ranks.who()}{_message(error, conf)}", file=sys.stderr)
 
 
 def _listed(item: str) -> str:
@@ -85,12 +93,14 @@ def _finish_grid(error: Exception) -> int | None:
 
 
 def _is_for_the_user(error: BaseException) -> bool:
+    from lra.distributed import RankFailed, RankLost
     from lra.ledger import RunInProgress
     from lra.training import Diverged
 
     if isinstance(error, TypeError):
         return re.search(r"__init__\(\) (got an unexpected keyword|missing \d+ required)", str(error)) is not None
-    return isinstance(error, HydraException | OmegaConfBaseException | ValueError | RunInProgress | Diverged | OSError)
+    of_the_run = RunInProgress | Diverged | ranks.RanksFailed | RankFailed | RankLost
+    return isinstance(error, HydraException | OmegaConfBaseException | ValueError | OSError | of_the_run)
 
 
 def _message(error: BaseException, conf: Path) -> str:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,13 @@ from omegaconf import DictConfig
 from torch import nn
 
 from data.base import Task
+from lra import ranks
 from lra.display import RunBar, display, say
+from lra.distributed import RankFailed, RankLost, World, joined
 from lra.efficiency import measure
 from lra.evaluation import Counts, evaluate
-from lra.gpus import hold_one
+from lra.gpus import choose_device
 from lra.identity import identity_of, run_id_of
-from lra.launching import shares_the_machine
 from lra.ledger import Ledger, remove_leftovers
 from lra.protocol import Protocol
 from lra.provenance import describe_occasion
@@ -33,57 +35,82 @@ from lra.stopping import Stopped, stop
 from lra.training import Diverged, Fit, fit
 
 _CHOICES = (
-    "task", "attention", "protocol", "seed", "experiment", "job", "tracking", "device", "threads", "rerun",
-    "data_workers", "budget_minutes", "allow_foreign_targets",
+    "task", "attention", "protocol", "seed", "experiment", "job", "tracking", "device", "devices", "num_nodes", "threads",
+    "rerun", "data_workers", "budget_minutes", "allow_foreign_targets",
 )  # fmt: skip
 
 
 def train(config: DictConfig) -> float | None:
-    """The default job. Returns the test accuracy; a run that the ledger holds already is not repeated."""
-    identity = identity_of(config)
-    run_id = run_id_of(identity)
+    """The default job. Returns the test accuracy; a run that the ledger holds already is not repeated. With `devices` or
+    `num_nodes` above 1 this process is one rank of the run (`lra.distributed`), or starts the ranks and waits for them;
+    ranks other than 0 return None."""
+    run_id = run_id_of(identity_of(config))
     ledger = Ledger(config.paths.runs)
     title = f"{config.names.task} / {config.names.attention} / seed {config.seed}"
     stop.point()
-    with ledger.claim(run_id):
-        known = ledger.find(run_id)
-        if known is not None and known.status == "finished" and not config.rerun:
-            accuracy = float(known.result["test_best"]["accuracy"])
-            display.advance_grid(f"{title}: already in the ledger")
-            if not display.in_grid:
-                say(f"{title}: finished before, test accuracy {accuracy:.4f} (run {run_id}); rerun=true repeats it")
-            return accuracy
-        torch.set_num_threads(config.threads)
-        device = choose_device(config.device)
-        record = _blank_record(config, identity, run_id, device)
-        checkpoint = ledger.checkpoint(run_id)
-        for target in (checkpoint, ledger.path(run_id)):
-            remove_leftovers(target)
-        if config.rerun:
-            checkpoint.unlink(missing_ok=True)
-        work = Work(config, device, checkpoint)
-        with instantiate(config.tracking)(record=record, runs=Path(config.paths.runs)) as tracker:
-            record = _run_and_record(work, record, tracker, ledger, title)
+    place = ranks.place_of(config)
+    if place is None:
+        if config.rerun or not _is_finished(ledger.find(run_id)):
+            ranks.start_here(config)
+            return _tell(ledger, run_id, title)
+        return _tell(ledger, run_id, title, before=True)
+    torch.set_num_threads(config.threads)
+    device = choose_device(config.device, place)
+    with joined(place, device) as world:
+        if not world.leads:
+            _follow(Work(config, device, ledger.checkpoint(run_id), world), run_id)
+        with ledger.claim(run_id):
+            if not config.rerun and _is_finished(ledger.find(run_id)):
+                return _tell(ledger, run_id, title, before=True)
+            _lead(config, device, ledger, world, title)
+        return _tell(ledger, run_id, title)
+    return None
+
+
+def _is_finished(record: RunRecord | None) -> bool:
+    return record is not None and record.status == "finished"
+
+
+def _tell(ledger: Ledger, run_id: str, title: str, *, before: bool = False) -> float:
+    """Say what came out, `before` this command or now, where it is this process that says it."""
+    record = ledger.find(run_id)
+    assert record is not None
     accuracy = float(record.result["test_best"]["accuracy"])
     note = f"{title}: test accuracy {accuracy:.4f}"
-    display.advance_grid(note)
-    if not display.in_grid:
+    display.advance_grid(f"{title}: already in the ledger" if before else note)
+    if display.in_grid or not ranks.speaks():
+        return accuracy
+    if before:
+        say(f"{title}: finished before, test accuracy {accuracy:.4f} (run {run_id}); rerun=true repeats it")
+    else:
         say(f"{note} (run {run_id}, {ledger.path(run_id)})")
     return accuracy
 
 
-def choose_device(name: str) -> torch.device:
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"unknown device={name!r}; choose auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda was asked for, and torch finds no CUDA device; use device=cpu or device=auto")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    if shares_the_machine():
-        place = hold_one([str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())])
-        torch.cuda.set_device(place)
-        return torch.device("cuda", place)
-    return torch.device("cuda")
+def _lead(config: DictConfig, device: torch.device, ledger: Ledger, world: World, title: str) -> None:
+    """The run, in the one process that holds its claim."""
+    identity = identity_of(config)
+    run_id = run_id_of(identity)
+    record = _blank_record(config, identity, run_id, device)
+    record.provenance["ranks"] = world.describe()
+    checkpoint = ledger.checkpoint(run_id)
+    for target in (checkpoint, ledger.path(run_id)):
+        remove_leftovers(target)
+    if config.rerun:
+        checkpoint.unlink(missing_ok=True)
+    work = Work(config, device, checkpoint, world)
+    with instantiate(config.tracking)(record=record, runs=Path(config.paths.runs)) as tracker:
+        _run_and_record(work, record, tracker, ledger, title)
+
+
+def _follow(work: "Work", run_id: str) -> None:
+    """A rank other than 0: train with rank 0, and nothing else. Ends with LeaderEnded."""
+    work.world.follow()  # rank 0 has prepared the data
+    data = work.task.prepare().as_dict()
+    work.agree(run_id, data)
+    with stop.deferred():
+        work.fit(f"{run_id} on data {_digest(data['sha256'])}")
+        work.world.await_end()
 
 
 def build_model(config: DictConfig, task: Task) -> nn.Module:
@@ -101,14 +128,41 @@ def build_model(config: DictConfig, task: Task) -> nn.Module:
 class Work:
     """What a run is made of, built before any data is touched: an impossible configuration fails at once."""
 
-    def __init__(self, config: DictConfig, device: torch.device, checkpoint: Path) -> None:
+    def __init__(self, config: DictConfig, device: torch.device, checkpoint: Path, world: World) -> None:
         self.protocol: Protocol = instantiate(config.protocol)
+        if self.protocol.batch_size < world.size:
+            raise ValueError(
+                f"protocol.batch_size={self.protocol.batch_size} gives no example to some of {world.size} ranks "
+                f"(devices={config.devices} num_nodes={config.num_nodes}); use at most {self.protocol.batch_size}"
+            )
+        self.world = world
         self.task: Task = instantiate(config.task)
         self.model = build_model(config, self.task).to(device)
         if config.resident:
             self.task.hold_on(device)
         self.seed, self.precision = config.seed, config.precision
         self.device, self.checkpoint = device, checkpoint
+
+    def agree(self, run_id: str, data: dict[str, Any]) -> None:
+        """Raises ValueError where the ranks would not do the same run on the same data."""
+        facts = {"run": run_id, "data": _digest(data["sha256"])}
+        self.world.compare(facts, "start all ranks with the same command, the same files and the same paths.datasets")
+
+    def fit(self, identity: str, **callbacks: Callable[..., None]) -> Fit:
+        """`fit`, in this rank. `callbacks`: on_step, on_validation."""
+        return fit(
+            self.model,
+            self.task,
+            self.protocol,
+            seed=self.seed,
+            device=self.device,
+            precision=self.precision,
+            checkpoint=self.checkpoint,
+            identity=identity,
+            world=self.world,
+            stop=stop,
+            **callbacks,
+        )
 
 
 def _run_and_record(work: Work, record: RunRecord, tracker: Any, ledger: Ledger, title: str) -> RunRecord:
@@ -117,6 +171,8 @@ def _run_and_record(work: Work, record: RunRecord, tracker: Any, ledger: Ledger,
         with display.run(title, work.protocol.num_steps) as bar:
             started = perf_counter()
             record = replace(record, data=work.task.prepare().as_dict())
+            work.world.follow()
+            work.agree(record.run_id, record.data)
             record.provenance["seconds"] = {"prepare": perf_counter() - started}
             with stop.deferred():
                 tracker.start(record)
@@ -124,7 +180,7 @@ def _run_and_record(work: Work, record: RunRecord, tracker: Any, ledger: Ledger,
                 ledger.write(record)
                 work.checkpoint.unlink(missing_ok=True)
                 tracker.finish(record)
-    except Stopped as stopped:
+    except (Stopped, RankLost) as stopped:  # no result of this cell: it can go on
         display.advance_grid(f"{title}: {stopped}")
         raise
     except Exception as error:
@@ -145,20 +201,15 @@ def _status_of(error: Exception) -> Status:
         return "diverged"
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return "oom"
+    if isinstance(error, RankFailed) and "OutOfMemoryError" in str(error):
+        return "oom"
     return "failed"
 
 
 def _run(work: Work, record: RunRecord, tracker: Any, bar: RunBar) -> RunRecord:
-    where = {"seed": work.seed, "device": work.device, "precision": work.precision}
     started = perf_counter()
-    fitted = fit(
-        work.model,
-        work.task,
-        work.protocol,
-        **where,
-        checkpoint=work.checkpoint,
-        identity=f"{record.run_id} on data {_digest(record.data['sha256'])}",
-        stop=stop,
+    fitted = work.fit(
+        f"{record.run_id} on data {_digest(record.data['sha256'])}",
         on_step=lambda step, loss: _show_step(bar, tracker, step, loss),
         on_validation=lambda step, counts: tracker.log(
             {"val/accuracy": counts.accuracy, "val/loss": counts.loss}, step
@@ -168,7 +219,8 @@ def _run(work: Work, record: RunRecord, tracker: Any, bar: RunBar) -> RunRecord:
     result = _test(work, fitted)
     tested = perf_counter()
     stop.point()
-    efficiency = measure(work.model, work.task, work.protocol, **where)
+    where = {"seed": work.seed, "device": work.device, "precision": work.precision}
+    efficiency = measure(work.model, work.task, work.protocol, **where)  # of one device, also where several trained
     seconds = {**record.provenance["seconds"], "fit": trained - started, "test": tested - trained}
     provenance = {**record.provenance, "seconds": seconds, "resumed_at_step": fitted.first_step}
     return replace(record, status="finished", result=result, efficiency=efficiency, provenance=provenance)

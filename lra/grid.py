@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from lra import ranks
 from lra.cells import cells_of
 from lra.cli import tell
 from lra.display import display, say
@@ -54,7 +55,7 @@ class Grid:
         self.overrides = grid_of(config.hydra.sweeper.params, list(config.hydra.overrides.task))
         self.trains = config.job._target_ == "lra.experiment.train"
         self._failures: dict[str, str] = {}
-        missing = self.launcher.complaints(config) or missing_data(self.overrides)
+        missing = self.launcher.complaints(config) or ranks.complaints(config) or missing_data(self.overrides)
         if missing:
             say("\n".join(missing))
             sys.exit(1)

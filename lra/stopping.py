@@ -59,6 +59,24 @@ class Stop:
     def requested(self) -> bool:
         return self._signal is not None or time.monotonic() >= self._deadline
 
+    @property
+    def exit_code(self) -> int:
+        """What the command would end with if it stopped here; 0 where nothing was asked for."""
+        if self._signal is not None:
+            return 128 + self._signal
+        return BUDGET_SPENT if self.requested else 0
+
+    def adopt(self, exit_code: int) -> None:
+        """Take over the wish of another process of the same run."""
+        if exit_code == BUDGET_SPENT:
+            self._deadline = -math.inf
+        elif self._signal is None:
+            self._signal = exit_code - 128
+
+    def forget(self) -> None:
+        """A signal that was heard is dealt with by another process of the same run."""
+        self._signal = None
+
     def point(self, save: Callable[[], None] = lambda: None) -> None:
         """A place where all can be put down: if a stop was asked for, `save`, then raise Stopped. A signal that a
         launcher handles is handed to the launcher after `save`; where that returns, the work goes on."""

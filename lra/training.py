@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from data.base import Batch, Task
 from lra.checkpoint import load_checkpoint, save_checkpoint
+from lra.distributed import ALONE, World
 from lra.evaluation import Counts, evaluate
 from lra.protocol import Protocol
 from lra.seeding import derive_seed
@@ -78,7 +79,10 @@ class TrainStep:
         *,
         device: torch.device,
         precision: str,
+        world: World = ALONE,
     ) -> None:
+        """Of several ranks (`world`) each is given the whole batch and computes on its share."""
+        self.world = world
         self.model, self.optimizer, self.schedule, self.protocol = model, optimizer, schedule, protocol
         self.device, self.precision = device, precision
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -86,12 +90,14 @@ class TrainStep:
     def __call__(self, batch: Batch) -> Tensor:
         """The batch's mean loss, detached and still on the device: reading it every step would stall a GPU."""
         total = torch.zeros((), device=self.device)
-        for part in _split(batch, self.protocol.micro_batches):
+        size = len(batch.labels)
+        for part in _split(self.world.share(batch), self.protocol.micro_batches):
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
                 logits = self.model(part.tokens, part.key_padding_mask)
-            loss = functional.cross_entropy(logits.float(), part.labels) / self.protocol.micro_batches
+            loss = functional.cross_entropy(logits.float(), part.labels) / (size / len(part.labels))
             loss.backward()
             total += loss.detach()
+        self.world.add_up([total, *(p.grad for p in self.parameters if p.grad is not None)])
         if self.protocol.gradient_clip == "value":
             nn.utils.clip_grad_value_(self.parameters, self.protocol.gradient_clip_limit)
         elif self.protocol.gradient_clip == "norm":
@@ -149,24 +155,29 @@ def fit(
     precision: str,
     checkpoint: Path | None,
     identity: str,
+    world: World = ALONE,
     stop: Stop = Stop(),
     on_step: Callable[[int, float | None], None] = lambda step, loss: None,
     on_validation: Callable[[int, Counts], None] = lambda step, counts: None,
 ) -> Fit:
     """Train to the end of the protocol. With `checkpoint`, go on where that file left off: on one CPU the result is
     bit-identical to an uninterrupted run. Raises Diverged on a loss that is not finite, and Stopped, with a fresh
-    checkpoint, at the end of the step or validation batch in which `stop` was asked for."""
+    checkpoint, at the end of the step or validation batch in which `stop` was asked for. Of several ranks (`world`)
+    rank 0 validates, writes and calls back; the others step with it, and hand back no curve and no best weights."""
     state = TrainingState(model, protocol, device)
-    step_once = TrainStep(model, state.optimizer, state.schedule, protocol, device=device, precision=precision)
+    step_once = TrainStep(
+        model, state.optimizer, state.schedule, protocol, device=device, precision=precision, world=world
+    )
     torch.manual_seed(derive_seed(seed, "dropout"))
 
     def save() -> None:
-        if checkpoint is not None:
+        if checkpoint is not None and world.leads:
             state.save(checkpoint, identity)
 
     if checkpoint is not None and checkpoint.exists():
         state.restore(checkpoint, identity)
     progress, first_step = state.progress, state.progress.step
+    world.compare({"checkpoint of step": first_step}, "paths.runs must be one folder that all nodes share")
     batches = task.batches(
         "train",
         protocol.batch_size,
@@ -178,20 +189,26 @@ def fit(
     model.train()
     while True:
         if _validation_is_due(protocol, progress):
-            validation = stop.between(_validation(task, protocol, seed, progress), save)
-            counts = evaluate(model, validation, device=device, precision=precision)
-            _keep_best(state, protocol, counts)
-            on_validation(progress.step, counts)
-            save()
+            if world.leads:
+                validation = stop.between(_validation(task, protocol, seed, progress), save)
+                counts = evaluate(model, validation, device=device, precision=precision)
+                _keep_best(state, protocol, counts)
+                on_validation(progress.step, counts)
+                save()
+            world.follow()
         elif progress.step % protocol.checkpoint_every == 0 and progress.step:
             save()
-        stop.point(save)
+        world.heed(stop, save)
         if progress.step == protocol.num_steps:
             return Fit(progress, state.best_weights or _copy_weights(model), first_step)
-        state.losses.append(step_once(next(batches).to(device)))
+        if not world.leads:  # rank 0's stream is in the checkpoint; this one needs no place there
+            torch.manual_seed(derive_seed(seed, "dropout", f"rank {world.rank} step {progress.step}"))
+        loss = step_once(next(batches).to(device))
         progress.step += 1
         progress.examples_seen += protocol.batch_size
-        on_step(progress.step, _log(state, protocol))
+        if world.leads:
+            state.losses.append(loss)
+            on_step(progress.step, _log(state, protocol))
 
 
 def _validation_is_due(protocol: Protocol, progress: Progress) -> bool:
