@@ -69,7 +69,7 @@ audit:  ## known vulnerabilities of every pinned package (pip-audit, in a folder
 	if test -s $$folder/found; then cat $$folder/found; \
 	  echo "audit: raise what is listed in requirements/ (make lock resolves requirements.in anew), then: make setup test"; \
 	else tail -n 1 $$folder/said; \
-	  echo "audit: nothing was audited, for the reason above. pip-audit asks pypi.org: try again where it is reached."; \
+	  echo "audit: nothing was audited, for the reason above. pip-audit asks the Python Package Index: try again where it is reached."; \
 	fi; exit 1
 
 clean:  ## remove .venv and caches; results and data sets stay

@@ -11,6 +11,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from data.base import Batch, Task
+from lra.compilation import compiled
 from lra.protocol import Protocol
 from lra.seeding import derive_seed
 from lra.training import TrainStep, build_optimizer
@@ -19,12 +20,19 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler announces itself 
 
 
 def measure(
-    model: nn.Module, task: Task, protocol: Protocol, *, seed: int, device: torch.device, precision: str
+    model: nn.Module,
+    task: Task,
+    protocol: Protocol,
+    *,
+    seed: int,
+    device: torch.device,
+    precision: str,
+    compile_mode: str | None = None,
 ) -> dict[str, Any]:
     """Full-length batches (every position real, so that no mechanism profits from padding), warm-up, synchronised
     timing. Works on a copy: the model that was evaluated stays as it was. Times in seconds, memory in bytes."""
     batch = full_length_batch(task, protocol.measure_batch_size, derive_seed(seed, "measure")).to(device)
-    twin = copy.deepcopy(model)
+    twin = compiled(copy.deepcopy(model), compile_mode)  # a copy is not compiled
     optimizer, _ = build_optimizer(twin, protocol)
     step = TrainStep(twin, optimizer, None, protocol, device=device, precision=precision)
     twin.train()

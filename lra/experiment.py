@@ -20,6 +20,7 @@ from torch import nn
 
 from data.base import Task
 from lra import ranks
+from lra.compilation import compiled
 from lra.display import RunBar, display, say
 from lra.distributed import RankFailed, RankLost, World, joined
 from lra.efficiency import measure
@@ -137,7 +138,8 @@ class Work:
             )
         self.world = world
         self.task: Task = instantiate(config.task)
-        self.model = build_model(config, self.task).to(device)
+        self.compile_mode = config.compile
+        self.model = compiled(build_model(config, self.task).to(device), self.compile_mode)
         if config.resident:
             self.task.hold_on(device)
         self.seed, self.precision = config.seed, config.precision
@@ -220,7 +222,8 @@ def _run(work: Work, record: RunRecord, tracker: Any, bar: RunBar) -> RunRecord:
     tested = perf_counter()
     stop.point()
     where = {"seed": work.seed, "device": work.device, "precision": work.precision}
-    efficiency = measure(work.model, work.task, work.protocol, **where)  # of one device, also where several trained
+    # of one device, also where several trained
+    efficiency = measure(work.model, work.task, work.protocol, compile_mode=work.compile_mode, **where)
     seconds = {**record.provenance["seconds"], "fit": trained - started, "test": tested - trained}
     provenance = {**record.provenance, "seconds": seconds, "resumed_at_step": fitted.first_step}
     return replace(record, status="finished", result=result, efficiency=efficiency, provenance=provenance)

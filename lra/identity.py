@@ -20,6 +20,8 @@ def identity_of(config: DictConfig) -> dict[str, Any]:
         if isinstance(value, dict):
             value = {key: item for key, item in value.items() if key not in _LOCAL.get(part, ())}
         resolved[part] = value
+    if config.get("compile") is not None:  # fused operations round differently
+        resolved["compile"] = config.compile
     return resolved
 
 

@@ -1,0 +1,15 @@
+"""Owns torch.compile as an option of a run."""
+
+from torch import nn
+
+MODES = ("default", "reduce-overhead", "max-autotune")  # the second and third replay CUDA graphs on a GPU
+
+
+def compiled(model: nn.Module, mode: str | None, backend: str = "inductor") -> nn.Module:
+    """The same module, its calls through torch.compile unless `mode` is None; names of weights stay as they are.
+    Raises ValueError for an unknown mode."""
+    if mode not in (None, *MODES):
+        raise ValueError(f"compile={mode!r} is unknown; choose null, {', '.join(MODES)}")
+    if mode is not None:
+        model.compile(**({"mode": mode} if backend == "inductor" else {}), backend=backend)
+    return model
