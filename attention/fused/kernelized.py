@@ -19,6 +19,7 @@ _CPU_BYTES = 2**19  # stays in a core's cache
 _GPU_BYTES = 2**28  # enough work for a launch
 
 
+@torch.compiler.disable  # its loops over blocks write in place: to be called, not traced
 def kernelized_sums(
     kernel: Kernel, x: Tensor, y: Tensor, v: Tensor, key_padding_mask: Tensor | None, check_domain: bool
 ) -> tuple[Tensor, Tensor]:
