@@ -15,7 +15,7 @@ STUDIES := estimator_error schoenbat_approximation ppsbn_ablation favor_variance
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@echo; echo "  SCALE=paper   with reproduce: a published protocol on the official data instead of the quick table"
+	@echo; echo "  SCALE=paper   with reproduce: a published protocol on the official data; with studies: their full scale"
 	@echo "  ARGS='...'    further overrides, for example ARGS='seed=0,1,2 device=cuda'"
 
 setup: $(READY)  ## .venv with the pinned packages (Python 3.11 to 3.13)
@@ -45,8 +45,8 @@ report: $(READY)  ## tables and the figure again, and results/report.html, from 
 dashboard: $(READY)  ## the wandb workspace: saved with an account, else checked and printed
 	@$(BIN)/python run.py job=dashboard $(ARGS)
 
-studies: $(READY)  ## the papers' other claims at quick scale, and results/runs/studies/studies.md
-	@for study in $(STUDIES); do $(BIN)/python run.py experiment=$$study $(ARGS) || exit 1; done
+studies: $(READY)  ## the papers' other claims (quick scale; SCALE=paper: full), and results/runs/studies/studies.md
+	@for study in $(STUDIES); do $(BIN)/python run.py experiment=$$study study.scale=$(SCALE) $(ARGS) || exit 1; done
 	@$(BIN)/python run.py job=studies_report
 
 bench: $(READY)  ## speed and memory of the slot, the training step and the loop
