@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SCALE ?= quick
 EXPERIMENT := $(if $(filter paper,$(SCALE)),accuracy,$(SCALE))
 ARGS ?=
-PINNED := $(addprefix requirements/,requirements.lock torch.txt slurm.txt ray.txt)
+PINNED := $(addprefix requirements/,requirements.lock torch.txt slurm.txt ray.txt triton.txt)
 STUDIES := estimator_error schoenbat_approximation ppsbn_ablation favor_variance favor_regression \
   favor_attention_error expressivity frontier
 

@@ -26,6 +26,7 @@ class SchoenbAt(RegularizedAttention):
     """
 
     description = Description(paper="2505.12252", exact=False, complexity="L F D")
+    native_half_precision = True  # `mix` turns to float32 itself where no fused op takes bf16
 
     def __init__(
         self,
@@ -59,22 +60,19 @@ class SchoenbAt(RegularizedAttention):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None) -> Tensor:
         """As the frame defines it; in one op where pre-SBN and temperature can join the features' blocks."""
-        unit = self.pre_q.unit
+        unit, wide = self.pre_q.unit, torch.promote_types(v.dtype, torch.float32)
         if self.causal or unit is None:
-            return super().mix(q, k, v, key_padding_mask)
-        features, normalizer, num_keys = (
-            self.linear.feature_map,
-            self.linear.normalizer,
-            count_keys(k, key_padding_mask),
-        )
+            return super().mix(q.to(wide), k.to(wide), v.to(wide), key_padding_mask)
+        features, normalizer = self.linear.feature_map, self.linear.normalizer
+        num_keys = count_keys(k[..., :1].to(wide), key_padding_mask)  # bf16 cannot count
         tau = self.temperature()
-        scale = tau.sqrt() if isinstance(tau, Tensor) else q.new_full((q.shape[1], 1, 1), math.sqrt(tau))
+        scale = tau.sqrt() if isinstance(tau, Tensor) else q.new_full((q.shape[1], 1, 1), math.sqrt(tau), dtype=wide)
         scale = None if isinstance(tau, float) and tau == 1.0 else scale
         gain = self.post.gain
         out = features.fused(q, k, v, key_padding_mask, normalizer, num_keys, unit, scale, gain)
         if out is None:
-            return super().mix(q, k, v, key_padding_mask)
-        return self.post(out) if gain is None else out
+            return super().mix(q.to(wide), k.to(wide), v.to(wide), key_padding_mask)
+        return self.post(out.to(wide)) if gain is None else out
 
     def core(self, x: Tensor, y: Tensor, v: Tensor, key_padding_mask: Tensor | None) -> Tensor:
         if not self.causal:

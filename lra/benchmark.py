@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from lra.allocator import keep_freed_memory
+from lra.benchmark_gpu import GpuLayers, gpu_table, measure_gpu
 from lra.benchmark_layer import Layers, measure_layer
 from lra.benchmark_peers import measure_peers
 from lra.benchmark_tables import figures_table, regressions, scaling_figure, scaling_table, time_of
@@ -22,7 +23,7 @@ from lra.figures import save_figure
 from lra.ledger import write_atomically
 from lra.provenance import describe_occasion
 
-_PARTS = ("layer", "loop", "scaling", "peers")
+_PARTS = ("layer", "loop", "scaling", "peers", "gpu")
 
 
 def benchmark(config: DictConfig) -> None:
@@ -68,6 +69,10 @@ def _measure(part: str, config: DictConfig, device: torch.device) -> tuple[list[
         layers = Layers(config.benchmark, device, config.seed)
         figures = measure_layer(layers)
         return layers.rows, figures
+    if part == "gpu":
+        on_gpu = GpuLayers(config.benchmark, device, config.seed)
+        figures = measure_gpu(on_gpu)
+        return on_gpu.rows, figures
     if part == "loop":
         return measure_loop(config, device)
     if part == "peers":
@@ -126,6 +131,11 @@ def _write(folder: Path, record: dict[str, Any], config: DictConfig) -> None:
         tables.append(scaling_table(scaling, [notes[0], step], key))
         shown = [name for name in config.benchmark.scaling.shown if any(row["subject"] == name for row in scaling)]
         save_figure(scaling_figure(scaling, shown, key), folder / f"{record['name']}_scaling")
+    on_gpu = [row for row in record["rows"] if row["part"] == "gpu"]
+    if on_gpu:
+        settings = record["settings"]["gpu"]
+        shape = f"B L = {settings['tokens']}, H={settings['num_heads']}, D={settings['head_dim']}; medians"
+        tables.append(gpu_table(on_gpu, [notes[0], shape, "training: forward and backward to q, k and v"]))
     text = "\n".join(table.markdown() for table in tables)
     write_atomically(stem.with_suffix(".md"), text.encode())
     print(text)

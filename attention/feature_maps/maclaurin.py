@@ -16,7 +16,7 @@ from attention.feature_maps.base import FeatureMap, Features
 from attention.feature_maps.degrees import DegreeLaw
 from attention.feature_maps.symmetric_square import num_pairs, symmetric_square
 from attention.fused.blocks import Monomials, Prologue, UnitNorm
-from attention.fused.maclaurin import maclaurin_attention, mean_key
+from attention.fused.engines import engine_for
 from attention.kernels import Kernel
 from attention.normalizers import Normalizer
 from attention.projections.base import Projection
@@ -119,28 +119,27 @@ class Maclaurin(FeatureMap):
         scale: Tensor | None = None,
         gain: Tensor | None = None,
     ) -> Tensor | None:
-        """On a CPU, for real projections and exact degrees below 2: the same function in blocks that stay in cache.
+        """The same function in one op, for real projections and exact degrees below 2, where `engine_for` knows one.
 
         `unit` and `scale` [H, 1, 1]: q and k become scale * unit(q) and scale * unit(k) on the way in. `gain` [D]
         multiplies the channels of the result.
         """
-        if q.device.type != "cpu" or self.exact_degree > 1 or self.projection.is_complex:
+        engine = None if self.exact_degree > 1 or self.projection.is_complex else engine_for(q, v)
+        if engine is None:
             return None
         own_constants = self.centred and not self.dot_kernel.multiplicative
-        monomials, plain = self.monomials(q.dtype, own_constants), Prologue(unit, scale, None)
-        if not self.centred:
-            return maclaurin_attention(
-                monomials, q, k, v, key_padding_mask, (plain, plain), None, normalizer, num_keys, gain
-            )
-        mean = mean_key(monomials, k, key_padding_mask, num_keys, plain)
-        of_queries, constants = plain, None
-        if own_constants:
-            q, constants = self.recentre(plain.apply(q), True, mean)
-            of_queries = Prologue(None, None, None)
-        prologues = of_queries, Prologue(unit, scale, mean)
-        return maclaurin_attention(
-            monomials, q, k, v, key_padding_mask, prologues, constants, normalizer, num_keys, gain
-        )
+        plain, dtype = Prologue(unit, scale, None), torch.promote_types(q.dtype, torch.float32)
+        if not engine.takes_bf16:
+            q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+        with torch.autocast(q.device.type, enabled=False):
+            monomials, prologues, constants = self.monomials(dtype, own_constants), (plain, plain), None
+            if self.centred:
+                mean = engine.mean_key(monomials, k, key_padding_mask, num_keys, plain)
+                prologues = plain, Prologue(unit, scale, mean)
+                if own_constants:
+                    q, constants = self.recentre(plain.apply(q.to(dtype)), True, mean)
+                    prologues = Prologue(None, None, None), prologues[1]
+            return engine.attend(monomials, q, k, v, key_padding_mask, prologues, constants, normalizer, num_keys, gain)
 
     def monomials(self, dtype: torch.dtype, own_constants: bool) -> Monomials:
         """The map with its features of degree 0 and 1 summed up: phi(x).phi(y) needs their sum alone, a number and a
@@ -148,11 +147,12 @@ class Maclaurin(FeatureMap):
         a, scale = self.dot_kernel.coefficient, self.head_dim**-0.5
         first, second = (*self.levels[:2], 0, 0)[:2]  # random features of degree >= 1, >= 2
         weights, signs = self.weights.to(dtype), self.signs.to(dtype)
-        constant = float(weights[first:].square().sum()) + (a(0) if self.exact_degree >= 0 else 0.0)
+        # a tensor: to make it a number would wait for a GPU
+        constant = weights[first:].square().sum() + (a(0) if self.exact_degree >= 0 else 0.0)
         single = signs[second:first] * weights[second:first, None]
         linear = single.T @ single * scale
         if self.exact_degree >= 1:
-            linear = linear + torch.eye(self.head_dim, dtype=dtype) * (a(1) * scale)
+            linear = linear + torch.eye(self.head_dim, dtype=dtype, device=signs.device) * (a(1) * scale)
         products = [signs[:second] * weights[:second, None], signs[first:]] if second else [signs[:0]]
         levels = (second, *self.levels[1:]) if second else ()
         return Monomials(1.0 if own_constants else constant, linear, torch.cat(products) * scale**0.5, levels)

@@ -23,7 +23,7 @@ class Monomials:
     random features of degree 0 and 1 need no projections: their sums are `constant` and `linear`.
     """
 
-    constant: float
+    constant: float | Tensor
     linear: Tensor  # [D, D]
     matrix: Tensor  # [C, D]
     levels: tuple[int, ...]

@@ -14,6 +14,7 @@ from attention.fused.blocks import Blocks, Monomials, Prologue, UnitNorm
 from attention.normalizers import Normalizer
 
 
+@torch.compiler.disable  # its loops over blocks write in place: to be called, not traced
 def maclaurin_attention(
     monomials: Monomials,
     x: Tensor,
@@ -40,6 +41,7 @@ def maclaurin_attention(
     return _Read.apply(monomials, x, constants, state, normalizer, num_keys, of_x.unit, of_x.scale, of_x.shift)
 
 
+@torch.compiler.disable  # its loops over blocks write in place: to be called, not traced
 def mean_key(
     monomials: Monomials, y: Tensor, key_padding_mask: Tensor | None, num_keys: Tensor, prologue: Prologue
 ) -> Tensor:
@@ -166,7 +168,7 @@ class _Read(Function):
     def backward(ctx: FunctionCtx, d_out: Tensor) -> tuple[Tensor | None, ...]:
         x, constants, state, num_keys, denominators, out, scale, shift = ctx.saved_tensors
         blocks = Blocks(ctx.monomials, x, Prologue(ctx.unit, scale, shift), backward=True)
-        inverse, slope = _slope(ctx.normalizer, denominators, num_keys.view(*x.shape[:2], 1, 1))
+        inverse, slope = slope_of(ctx.normalizer, denominators, num_keys.view(*x.shape[:2], 1, 1))
         d_x, d_state = torch.empty_like(x), torch.zeros_like(state)
         d_constants = None if constants is None else torch.empty_like(constants)
         for block in blocks:
@@ -184,7 +186,7 @@ class _Read(Function):
         return None, d_x, d_constants, d_state, None, None, None, blocks.d_scale, blocks.d_shift
 
 
-def _slope(normalizer: Normalizer, denominators: Tensor, num_keys: Tensor) -> tuple[Tensor, Tensor]:
+def slope_of(normalizer: Normalizer, denominators: Tensor, num_keys: Tensor) -> tuple[Tensor, Tensor]:
     """1 / g and -g' / g of the divisor g at the denominators, all [B, H, L, 1]: d out = (1/g) d num - (g'/g) out d den."""
     with torch.enable_grad():
         point = denominators.detach().requires_grad_()
