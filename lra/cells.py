@@ -17,7 +17,7 @@ from lra.ledger import write_atomically
 # how, where and by whom a run is done; none of it is part of a run's identity
 _ELSEWHERE = (
     "hydra", "job", "tracking", "paths", "device", "devices", "num_nodes", "threads", "data_workers", "resident", "rerun",
-    "budget_minutes", "allow_foreign_targets", "report",
+    "budget_minutes", "allow_foreign_targets", "report", "curate",
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 # Okabe and Ito's colours: told apart by every kind of colour vision; markers carry the same information
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_PANEL_ENTRIES = 14  # of a legend that fits where a panel would be
 _LEAST_SPAN = 10  # points of accuracy on the y axis
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 
@@ -19,9 +20,10 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 def accuracy_against_throughput(frame: pd.DataFrame, datasets: list[str], attentions: list[str]) -> Figure:
     """x: training examples per second (log), y: test accuracy in percent; the dashed line is the majority class."""
     done = frame[frame["status"] == "finished"]
-    columns = min(3, len(datasets) + 1)
-    rows = -(-(len(datasets) + 1) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.3 * rows), squeeze=False, layout="constrained")
+    places = len(datasets) + (len(attentions) <= _PANEL_ENTRIES)  # the last one holds the legend
+    columns = min(3, places)
+    rows = -(-places // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(max(4.2 * columns, 8.4), 3.3 * rows), squeeze=False, layout="constrained")
     panels = list(axes.flat)
     handles = {}
     for panel, dataset in zip(panels, datasets, strict=False):
@@ -59,9 +61,14 @@ def accuracy_against_throughput(frame: pd.DataFrame, datasets: list[str], attent
     for panel in panels[len(datasets) :]:
         panel.axis("off")
     dashed = plt.Line2D([], [], color="0.45", linestyle="--", linewidth=1)
-    panels[len(datasets)].legend(
-        [*handles.values(), dashed], [*handles, "majority class"], loc="center", fontsize=9, frameon=False
-    )
+    entries = [*handles.values(), dashed], [*handles, "majority class"]
+    if len(handles) <= _PANEL_ENTRIES:
+        panels[len(datasets)].legend(*entries, loc="center", fontsize=9, frameon=False)
+        return figure
+    width, height = figure.get_size_inches()
+    per_row = int(width / 1.7)  # inches of an entry
+    figure.set_size_inches(width, height + 0.19 * -(-len(entries[0]) // per_row))
+    figure.legend(*entries, loc="outside lower center", ncols=per_row, fontsize=7, frameon=False, markerscale=0.7)
     return figure
 
 
