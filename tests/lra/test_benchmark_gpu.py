@@ -78,10 +78,14 @@ def test_what_has_not_begun_in_time_is_named(config: DictConfig) -> None:
     assert "not run: fp32 forward at L=64, after -1 s" in figures[0]["note"]
 
 
-def test_calls_in_a_row_are_divided_again(config: DictConfig) -> None:
-    calls = []
+@pytest.mark.parametrize(("seconds", "expected"), [(1e-6, 2), (1.0, 1)])
+def test_calls_in_a_row_are_as_many_as_a_repetition_takes(
+    config: DictConfig, monkeypatch: pytest.MonkeyPatch, seconds: float, expected: int
+) -> None:
+    monkeypatch.setattr(benchmark_gpu, "timed", lambda work, device: (seconds, seconds))
+    calls: list[int] = []
     several, count = layers(config).repeated(lambda: calls.append(1))
-    assert count == 2, "a call takes far less than a repetition should"
+    assert count == expected
     calls.clear()
     several()
     assert len(calls) == count
