@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.archive import release_folders
 from data.base import DataError, Split
 
 FILES: dict[Split, str] = {
@@ -19,7 +20,6 @@ FILES: dict[Split, str] = {
 }
 COLUMNS = ("label", "id1", "id2", "text1", "text2")
 MAX_LINE = 1 << 26  # bytes; two papers are less than a hundredth of it
-_FOLDERS = ("lra_release/lra_release/tsv_data", "lra_release/tsv_data", "tsv_data")
 _LABELS = {0.0: 0, 1.0: 1}
 
 
@@ -34,8 +34,8 @@ class Row:
 
 def find_files(datasets: Path) -> dict[Split, Path] | None:
     """The three files in the first folder that has them all, or None."""
-    for folder in _FOLDERS:
-        paths = {split: datasets / folder / name for split, name in FILES.items()}
+    for folder in release_folders(datasets, "tsv_data"):
+        paths = {split: folder / name for split, name in FILES.items()}
         if all(path.is_file() for path in paths.values()):
             return paths
     return None
@@ -43,7 +43,7 @@ def find_files(datasets: Path) -> dict[Split, Path] | None:
 
 def expected_folder(datasets: Path) -> Path:
     """Where the files should be: the first known folder that has any of them, or where the release unpacks."""
-    folders = [datasets / folder for folder in _FOLDERS]
+    folders = release_folders(datasets, "tsv_data")
     return next((each for each in folders if any((each / name).is_file() for name in FILES.values())), folders[0])
 
 

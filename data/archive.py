@@ -24,12 +24,9 @@ HOW_TO_GET = (
 ROOTS = ("lra_release/lra_release", "lra_release", ".")
 
 
-def release_root(datasets: Path) -> Path | None:
-    """The folder below `datasets` that holds the release's own folders, nested or not, or None."""
-    for root in (datasets / root for root in ROOTS):
-        if any((root / folder).is_dir() for folder in FOLDERS):
-            return root
-    return None
+def release_folders(datasets: Path, folder: str) -> list[Path]:
+    """Where one of the release's folders may lie: the archive nests them twice, which people undo. Most likely first."""
+    return [datasets / root / folder for root in ROOTS]
 
 
 def release_archive(datasets: Path) -> Path | None:

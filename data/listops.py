@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data.archive import HOW_TO_GET, extract_release, release_archive
+from data.archive import HOW_TO_GET, extract_release, release_archive, release_folders
 from data.base import SPLITS, DataError, Manifest, Missing, Task
 from data.encoded import EncodedSplit, key_of
 from data.entries import Prepared, serve
@@ -17,7 +17,6 @@ from data.listops_text import BRACKETS, CLOSE, NUM_IDS, OPERATORS, SYMBOLS
 from data.sources import sha256_file
 
 SOURCES = ("generated", "official")
-OFFICIAL_FOLDERS = ("lra_release/lra_release/listops-1000", "lra_release/listops-1000", "listops-1000")
 
 
 class ListOps(Task):
@@ -76,8 +75,7 @@ class ListOps(Task):
         return [file for file in self._official_files().values() if not file.is_file()]
 
     def _official_files(self) -> dict[str, Path]:
-        """Where the release was unpacked: it nests its folder in itself, which people undo."""
-        folders = [self.datasets / folder for folder in OFFICIAL_FOLDERS]
+        folders = release_folders(self.datasets, "listops-1000")
         folder = next((folder for folder in folders if folder.is_dir()), folders[0])
         return {split: folder / f"basic_{split}.tsv" for split in SPLITS}
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data.archive import ROOTS
+from data.archive import release_folders
 from data.base import DataError
 
 READER_VERSION = 1  # part of the cache key; raise it when the bytes change
@@ -37,7 +37,7 @@ def level_path(resolution: int, contour_length: int) -> str:
 
 def find_level(datasets: Path, resolution: int, contour_length: int) -> Path | None:
     """The folder of one level of difficulty, wherever the release was unpacked, or None."""
-    folders = (datasets / root / level_path(resolution, contour_length) for root in ROOTS)
+    folders = release_folders(datasets, level_path(resolution, contour_length))
     return next((folder for folder in folders if (folder / "metadata").is_dir()), None)
 
 

@@ -1,7 +1,7 @@
 """Owns the benchmark of the training step: its time and memory against the length for the whole catalogue, and what
 the loop adds to the bare step."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -135,7 +135,3 @@ def _loop_and_bare(
         own_optimizer.zero_grad(set_to_none=True)
 
     return {"loop": loop, "bare": bare}
-
-
-def lengths_of(rows: Sequence[dict[str, Any]]) -> list[int]:
-    return sorted({row["length"] for row in rows if row["part"] == "scaling"})

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from data.base import DataError
-from data.listops import OFFICIAL_FOLDERS, ListOps
+from data.listops import ListOps
 from data.listops_generator import generate
 from data.listops_pool import Grammar
 from data.listops_reader import read
@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = "( ( ( ( [MAX 2 ) ( ( ( [MIN 4 ) 7 ) ] ) ) 0 ) ] )"
 ROWS = [(EXAMPLE, 4), ("( ( ( [MED 1 ) 4 ) ] )", 2), ("7", 7)]
 HEADER = "Source\tTarget"
+
+OFFICIAL_FOLDERS = ("lra_release/lra_release/listops-1000", "lra_release/listops-1000", "listops-1000")
 
 
 def text(rows: list[tuple[str, object]], newline: str = "\r\n") -> bytes:
