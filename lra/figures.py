@@ -20,7 +20,9 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 def accuracy_against_throughput(frame: pd.DataFrame, datasets: list[str], attentions: list[str]) -> Figure:
     """x: training examples per second (log), y: test accuracy in percent; the dashed line is the majority class."""
     done = frame[frame["status"] == "finished"]
-    places = len(datasets) + (len(attentions) <= _PANEL_ENTRIES)  # the last one holds the legend
+    finished = set(done.loc[done["dataset"].isin(datasets), "attention"])
+    legend_in_panel = len(finished.intersection(attentions)) <= _PANEL_ENTRIES
+    places = len(datasets) + legend_in_panel  # the last one holds the legend
     columns = min(3, places)
     rows = -(-places // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(max(4.2 * columns, 8.4), 3.3 * rows), squeeze=False, layout="constrained")
@@ -62,7 +64,7 @@ def accuracy_against_throughput(frame: pd.DataFrame, datasets: list[str], attent
         panel.axis("off")
     dashed = plt.Line2D([], [], color="0.45", linestyle="--", linewidth=1)
     entries = [*handles.values(), dashed], [*handles, "majority class"]
-    if len(handles) <= _PANEL_ENTRIES:
+    if legend_in_panel:
         panels[len(datasets)].legend(*entries, loc="center", fontsize=9, frameon=False)
         return figure
     width, height = figure.get_size_inches()

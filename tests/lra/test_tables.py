@@ -95,6 +95,12 @@ def test_variants_with_overrides_get_rows_of_their_own():
     assert list(table([record(), variant]).cells.index)[:2] == ["softmax", "softmax (attention.dropout=0.1)"]
 
 
+def test_a_figure_of_a_grid_that_has_only_begun_has_its_legend():
+    figure = accuracy_against_throughput(tidy([record()]), ["listops"], ["softmax", *map(str, range(30))])
+    legends = [panel.get_legend() for panel in figure.axes if panel.get_legend()]
+    assert [text.get_text() for text in legends[0].get_texts()] == ["softmax", "majority class"]
+
+
 def test_the_same_records_give_the_same_bytes(tmp_path):
     records = [record(), record(attention="performer", correct=70)]
     outputs = []
