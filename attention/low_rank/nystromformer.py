@@ -4,9 +4,10 @@ Legend: B batch, H heads, L length, D head_dim, m num_landmarks.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from attention.base import Attention, Description, HeadShape, mask_keys
+from attention.low_rank.depthwise import DepthwiseConvolution
 from attention.low_rank.pinv import hyper_power_inverse
 from attention.low_rank.real_keys import masked_softmax
 
@@ -42,10 +43,7 @@ class Nystromformer(Attention):
         if conv_kernel is not None and conv_kernel % 2 == 0:
             raise ValueError(f"Nystromformer's conv_kernel={conv_kernel} must be odd, or the length would change")
         self.num_landmarks, self.num_iterations = num_landmarks, num_iterations
-        self.conv = None
-        if conv_kernel is not None:
-            size, pad, heads = (conv_kernel, 1), (conv_kernel // 2, 0), shape.num_heads
-            self.conv = nn.Conv2d(heads, heads, size, padding=pad, groups=heads, bias=False)
+        self.conv = None if conv_kernel is None else DepthwiseConvolution(shape.num_heads, conv_kernel)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None) -> Tensor:
         if q.shape[2] != k.shape[2]:
