@@ -11,6 +11,8 @@ from omegaconf import DictConfig
 
 # The presets in conf/hydra/launcher/ have the names of the plugins' own files on purpose: those check their keys.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+# joblib replaces a worker whose memory has grown by 300 MB, as that of large cells does, and loses no job by it.
+warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
 
 
 @dataclass(frozen=True)

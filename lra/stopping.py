@@ -15,6 +15,7 @@ BUDGET_SPENT = 75  # sysexits.h, EX_TEMPFAIL: the same command goes on later
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # they end a command with 128 + their number
 
 _STARTED = "LRA_STARTED"  # "<process> <monotonic seconds>" of the command, for the workers that it starts itself
+_STOPPED = "LRA_STOPPED"  # "<process> <signal>" of a command that was told to stop, for the workers that it starts still
 Item = TypeVar("Item")
 
 
@@ -44,6 +45,9 @@ class Stop:
         """Take over the signals, once, and count the budget from the start of the command."""
         if budget_minutes is not None:
             self._minutes, self._deadline = budget_minutes, command_started() + 60 * budget_minutes
+        owner, _, number = os.environ.get(_STOPPED, "").partition(" ")
+        if owner == str(os.getppid()):
+            self._signal = int(number)
         if threading.current_thread() is not threading.main_thread():
             return  # Python hears signals in the main thread alone
         for number in SIGNALS:
@@ -109,6 +113,7 @@ class Stop:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
         if self.forward:
+            os.environ[_STOPPED] = f"{os.getpid()} {number}"  # joblib replaces workers, and deals jobs to the new ones
             for child in _children():
                 os.kill(child, number)
         elif not self._deferred:
