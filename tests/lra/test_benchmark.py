@@ -182,6 +182,8 @@ def test_the_job_writes_a_record_that_can_be_compared(tmp_path: Path) -> None:
         (["compare=[nosuch,other]"], "compare=nosuch: no such record"),
         (["benchmark.parts=[layers]"], "choose from layer, loop, scaling"),
         (["benchmark.parts=[scaling]", "benchmark.scaling.attentions=[sofmax]"], "names sofmax, which conf/attention/ does not hold"),
+        (["compile=default"], "compile=default is for the backbone, which these parts do not use: layer, gpu; add 'benchmark.parts=[loop,scaling]'"),
+        (["compile=fast", "benchmark.parts=[scaling]"], "compile='fast' is unknown"),
     ],
 )  # fmt: skip
 def test_what_is_typed_wrong_is_answered_with_the_choices(arguments: list[str], message: str, tmp_path: Path) -> None:
