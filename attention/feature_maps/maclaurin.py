@@ -14,7 +14,9 @@ from torch import Tensor
 from attention.base import Description, HeadShape, mean_over_keys
 from attention.feature_maps.base import FeatureMap, Features
 from attention.feature_maps.degrees import DegreeLaw
-from attention.feature_maps.symmetric_square import num_pairs, symmetric_square
+from attention.feature_maps.exact_part import check_width, exact_rows, exact_width
+from attention.feature_maps.levels import count_levels, fold, sample_levels
+from attention.feature_maps.symmetric_square import num_pairs
 from attention.fused.blocks import Monomials, Prologue, UnitNorm
 from attention.fused.engines import engine_for
 from attention.kernels import Kernel
@@ -56,8 +58,8 @@ class Maclaurin(FeatureMap):
         self.centred = centred
         self.dot_kernel, self.exact_degree, self.projection = kernel, exact_degree, projection
         self.head_dim = shape.head_dim
-        num_random = num_features - _exact_width(exact_degree, shape.head_dim)
-        _check_width(num_features, num_random, exact_degree, shape.head_dim, projection.is_complex)
+        num_random = num_features - exact_width(exact_degree, shape.head_dim)
+        check_width(num_features, num_random, exact_degree, shape.head_dim, projection.is_complex)
         self._num_outputs = num_features
         self.random = num_random > 0
         self.law = None
@@ -70,9 +72,9 @@ class Maclaurin(FeatureMap):
         self.register_buffer("degrees", torch.tensor(degrees, dtype=torch.long))  # [R], descending
         weights = [self.law.weights[n] ** 0.5 for n in degrees]
         self.register_buffer("weights", torch.tensor(weights))  # [R]
-        signs = _sample_levels(projection, counts, shape.head_dim, generator)
+        signs = sample_levels(projection, counts, shape.head_dim, generator)
         self.register_buffer("signs", signs)  # [C, D] or [2C, D]
-        self.levels = _levels(self.degrees)
+        self.levels = count_levels(self.degrees)
         self.register_load_state_dict_pre_hook(_adopt_draw)
 
     @property
@@ -104,7 +106,8 @@ class Maclaurin(FeatureMap):
         x, constant = self.recentre(x, is_query, prepared)
         rows = x.transpose(-2, -1)  # [B, H, D, L]
         constant = None if constant is None else constant.transpose(-2, -1)
-        pieces = self._random_rows(rows) + self._exact_rows(rows * self.head_dim**-0.25, constant)
+        exact = exact_rows(rows * self.head_dim**-0.25, self.exact_degree, self.dot_kernel.coefficient, constant)
+        pieces = self._random_rows(rows) + exact
         return Features(torch.cat(pieces, dim=-2).transpose(-2, -1))
 
     def fused(
@@ -169,7 +172,7 @@ class Maclaurin(FeatureMap):
             levels = matrix.expand(*rows.shape[:-2], -1, -1) @ rows  # [B, H, C, L]
             if self.projection.is_complex:
                 levels = torch.complex(*levels.chunk(2, dim=-2))
-            pieces = [*_fold(levels.split(self.levels, dim=-2)), *pieces]
+            pieces = [*fold(levels.split(self.levels, dim=-2)), *pieces]
         if self.projection.is_complex:
             pieces = [p.real for p in pieces] + [p.imag if p.is_complex() else torch.zeros_like(p) for p in pieces]
         return pieces
@@ -181,20 +184,6 @@ class Maclaurin(FeatureMap):
         if self.projection.is_complex:
             scale = scale.repeat(2)
         return self.signs.to(weights.dtype) * scale[:, None]
-
-    def _exact_rows(self, rows: Tensor, constant: Tensor | None) -> list[Tensor]:
-        """`constant` [B, H, 1, L] replaces a_0 for centred queries."""
-        a = self.dot_kernel.coefficient
-        pieces = []
-        if constant is not None:
-            pieces.append(constant / math.sqrt(a(0)))
-        elif self.exact_degree >= 0:
-            pieces.append(rows.new_full((), math.sqrt(a(0))).expand(*rows.shape[:-2], 1, rows.shape[-1]))
-        if self.exact_degree >= 1:
-            pieces.append(rows * math.sqrt(a(1)))
-        if self.exact_degree >= 2:
-            pieces.append(symmetric_square(rows.transpose(-2, -1), math.sqrt(a(2))).transpose(-2, -1))
-        return pieces
 
     def scaled(self, x: Tensor) -> Tensor:
         return x * self.head_dim**-0.25
@@ -270,58 +259,8 @@ def maclaurin_features_naive(feature_map: Maclaurin, x: Tensor) -> Tensor:
     return torch.stack(columns, dim=-1)
 
 
-def _fold(levels: tuple[Tensor, ...]) -> list[Tensor]:
-    """Products over shrinking levels [.., m_j, L], m_1 >= m_2 >= ...: rows 0..m_2 of level 1 times the product of the
-    deeper levels, then the rest of level 1. Runs from the deepest level, so each product is touched once."""
-    product = levels[-1]
-    pieces = [product]
-    for level in reversed(levels[:-1]):
-        deep = product.shape[-2]
-        pieces = [level[..., :deep, :] * product, level[..., deep:, :]]
-        product = torch.cat(pieces, dim=-2) if level is not levels[0] else product
-    return pieces
-
-
-def _sample_levels(law: Projection, counts: Mapping[int, int], head_dim: int, generator: torch.Generator) -> Tensor:
-    """Signs sorted by level, then by degree (descending): [C, D], or [2C, D] with imaginary parts below real ones.
-
-    Each degree has blocks of its own and each factor a draw of its own, which the closed-form variance relies on.
-    """
-    factors = {n: [law.sample(count, head_dim, generator) for _ in range(n)] for n, count in counts.items()}
-    depth = max(counts, default=0)
-    rows = [factors[n][j] for j in range(depth) for n in counts if n > j]
-    signs = torch.cat(rows) if rows else torch.empty(0, head_dim)
-    return torch.cat([signs.real, signs.imag]) if signs.is_complex() else signs
-
-
-def _levels(degrees: Tensor) -> list[int]:
-    """m_j = number of features of degree >= j, for j = 1, 2, ..."""
-    values = degrees.tolist()
-    return [sum(n >= j for n in values) for j in range(1, max(values, default=0) + 1)]
-
-
 def _adopt_draw(module: Maclaurin, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
     """A checkpoint may hold another draw of iid degrees, hence another number of signs: make room for it."""
     if f"{prefix}degrees" in state_dict and f"{prefix}signs" in state_dict:
-        module.levels = _levels(state_dict[f"{prefix}degrees"])
+        module.levels = count_levels(state_dict[f"{prefix}degrees"])
         module.signs = module.signs.new_empty(state_dict[f"{prefix}signs"].shape)
-
-
-def _exact_width(exact_degree: int, head_dim: int) -> int:
-    if exact_degree not in (-1, 0, 1, 2):
-        raise ValueError(f"exact_degree={exact_degree} is not supported; choose -1 (none), 0, 1 or 2")
-    return (0, 1, 1 + head_dim, 1 + head_dim + num_pairs(head_dim))[exact_degree + 1]
-
-
-def _check_width(num_features: int, num_random: int, exact_degree: int, head_dim: int, is_complex: bool) -> None:
-    least = num_features - num_random + (1 + is_complex if exact_degree < 1 else 0)
-    if num_features < least:
-        raise ValueError(
-            f"num_features={num_features} is too small: exact_degree={exact_degree} with head_dim={head_dim} needs at "
-            f"least {least}; raise num_features or lower exact_degree"
-        )
-    if is_complex and num_random % 2:
-        raise ValueError(
-            f"complex projections come in pairs of real features, but num_features={num_features} leaves {num_random} "
-            f"random ones beside the exact part; use {num_features - 1} or {num_features + 1}"
-        )
