@@ -73,6 +73,49 @@ def evaluate(
 
 
 @triton.jit
+def are_live(inside, hidden, line, tokens):
+    """Which of the tokens inside the sequence are not hidden, [TOKENS]; `hidden` [B, L] may be None."""
+    live = inside
+    if hidden is not None:
+        live = live & (tl.load(hidden + line + tokens, mask=live, other=1) == 0)
+    return live
+
+
+@triton.jit
+def with_constants(phi, constants, line, tokens, live, tile, rows, ROWS: tl.constexpr):
+    """The first monomial of the first tile times the tokens' own constants [N, L], which may be None."""
+    if constants is not None:
+        own = tl.load(constants + line + tokens, mask=live, other=0.0)
+        phi *= tl.where((tile * ROWS + rows == 0)[None, :], own[:, None], 1.0)
+    return phi
+
+
+@triton.jit
+def load_weighted(u, stride, inverse, w, line, tokens, live, columns, width):
+    """inverse u [TOKENS, columns] and w [TOKENS]; `inverse` and `w` [N, L] are 1 where they are None."""
+    weights = live.to(tl.float32)
+    if w is not None:
+        weights = tl.load(w + line + tokens, mask=live, other=0.0)
+    given = load_rows(u, stride, tokens, live, columns, width)
+    if inverse is not None:
+        given *= tl.load(inverse + line + tokens, mask=live, other=0.0)[:, None]
+    return given, weights
+
+
+@triton.jit
+def through_prologue(gradient, unit, norms, eps, scale, h, width, UNIT: tl.constexpr):
+    """The gradient of what `normalize` and `prologue` were given, from that of what they gave."""
+    if scale is not None:
+        gradient *= tl.load(scale + h)
+    if UNIT > 0:
+        along = tl.where(norms > eps, tl.sum(unit * gradient, 1), 0.0)
+        gradient = (gradient - unit * along[:, None]) / tl.where(norms > 0.0, norms, 1.0)[:, None]
+    if UNIT == 2:
+        gradient -= (tl.sum(gradient, 1) / width)[:, None]
+    return gradient
+
+
+@triton.jit
 def divisor(x, floor, POLICY: tl.constexpr):
     """`attention.normalizers.Normalizer.divisor`, its constant already multiplied by the number of keys."""
     result = x
@@ -111,22 +154,14 @@ def accumulate_kernel(
     for at in range(0, piece, TOKENS):
         start = split * piece + at
         line = n * length + start  # of the tensors [N, L]
-        live = tokens < length - start
-        if hidden is not None:
-            live = live & (tl.load(hidden + b * length + start + tokens, mask=live, other=1) == 0)
+        live = are_live(tokens < length - start, hidden, b * length + start, tokens)
         part = load_rows(x + b * xb + h * xh + start * xl, xl, tokens, live, columns, width)
         unit, norms = normalize(part, columns, width, eps, UNIT)
         part = prologue(unit, scale, shift, n, h, columns, width)
         phi = evaluate(part, matrix, bias, first, last, columns, rows, ROWS, DIM, PRECISION)
-        if constants is not None:
-            own = tl.load(constants + line + tokens, mask=live, other=0.0)
-            phi *= tl.where((tile * ROWS + rows == 0)[None, :], own[:, None], 1.0)
-        weights = live.to(tl.float32)
-        if w is not None:
-            weights = tl.load(w + line + tokens, mask=live, other=0.0)
-        given = load_rows(u + b * ub + h * uh + start * ul, ul, tokens, live, values, num_columns)
-        if inverse is not None:
-            given *= tl.load(inverse + line + tokens, mask=live, other=0.0)[:, None]
+        phi = with_constants(phi, constants, line, tokens, live, tile, rows, ROWS)
+        at_u = u + b * ub + h * uh + start * ul
+        given, weights = load_weighted(at_u, ul, inverse, w, line, tokens, live, values, num_columns)
         state += tl.dot(tl.trans(phi), given, input_precision=PRECISION)
         total += tl.sum(phi * weights[:, None], 0)
     row = ((split * num_examples * num_heads + n) * tiles + tile) * ROWS + rows
@@ -151,9 +186,7 @@ def read_kernel(
     b, h = n // num_heads, n % num_heads
     columns, values, rows = tl.arange(0, DIM), tl.arange(0, COLUMNS), tl.arange(0, ROWS)
     inside = tokens < length - start
-    live = inside
-    if hidden is not None:
-        live = live & (tl.load(hidden + b * length + start + tokens, mask=live, other=1) == 0)
+    live = are_live(inside, hidden, b * length + start, tokens)
     part = load_rows(x + b * xb + h * xh + start * xl, xl, tokens, live, columns, width)
     unit, norms = normalize(part, columns, width, eps, UNIT)
     part = prologue(unit, scale, shift, n, h, columns, width)
@@ -162,9 +195,7 @@ def read_kernel(
     for tile in range(tiles):
         first, last = tl.load(starts + tile), tl.load(starts + tile + 1)
         phi = evaluate(part, matrix, bias, first, last, columns, rows, ROWS, DIM, PRECISION)
-        if constants is not None:
-            own = tl.load(constants + line + tokens, mask=live, other=0.0)
-            phi *= tl.where((tile * ROWS + rows == 0)[None, :], own[:, None], 1.0)
+        phi = with_constants(phi, constants, line, tokens, live, tile, rows, ROWS)
         row = (n * tiles + tile) * ROWS + rows
         state = tl.load(sums + row[:, None] * COLUMNS + values[None, :])
         result += tl.dot(phi, state, input_precision=PRECISION)
@@ -196,18 +227,12 @@ def differentiate_kernel(
     b, h = n // num_heads, n % num_heads
     columns, values, rows = tl.arange(0, DIM), tl.arange(0, COLUMNS), tl.arange(0, ROWS)
     inside = tokens < length - start
-    live = inside
-    if hidden is not None:
-        live = live & (tl.load(hidden + b * length + start + tokens, mask=live, other=1) == 0)
+    live = are_live(inside, hidden, b * length + start, tokens)
     part = load_rows(x + b * xb + h * xh + start * xl, xl, tokens, live, columns, width)
     unit, norms = normalize(part, columns, width, eps, UNIT)
     part = prologue(unit, scale, shift, n, h, columns, width)
-    weights = live.to(tl.float32)
-    if w is not None:
-        weights = tl.load(w + line + tokens, mask=live, other=0.0)
-    given = load_rows(u + b * ub + h * uh + start * ul, ul, tokens, live, values, num_columns)
-    if inverse is not None:
-        given *= tl.load(inverse + line + tokens, mask=live, other=0.0)[:, None]
+    at_u = u + b * ub + h * uh + start * ul
+    given, weights = load_weighted(at_u, ul, inverse, w, line, tokens, live, values, num_columns)
     gradient = tl.zeros([TOKENS, DIM], tl.float32)
     of_constants = tl.zeros([TOKENS], tl.float32)
     for tile in range(tiles):
@@ -235,12 +260,7 @@ def differentiate_kernel(
         tl.store(d_shift + at * width + columns, -tl.sum(gradient, 0), mask=columns < width)
     if scale is not None:
         tl.store(d_scale + at, tl.sum(tl.sum(unit * gradient, 1), 0))
-        gradient *= tl.load(scale + h)
-    if UNIT > 0:
-        along = tl.where(norms > eps, tl.sum(unit * gradient, 1), 0.0)
-        gradient = (gradient - unit * along[:, None]) / tl.where(norms > 0.0, norms, 1.0)[:, None]
-    if UNIT == 2:
-        gradient -= (tl.sum(gradient, 1) / width)[:, None]
+    gradient = through_prologue(gradient, unit, norms, eps, scale, h, width, UNIT)
     store_rows(d_x + b * gb + h * gh + start * gl, gl, tokens, inside, columns, width, gradient)
 
 
