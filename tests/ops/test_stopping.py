@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+import lra.stopping
+from lra.stopping import Stop
 from tests.conftest import ROOT
 from tests.ops.survival import SMALL
 
@@ -69,3 +71,33 @@ def test_a_budget_stops_a_grid_and_status_tells_what_is_left(run_cli, tmp_path):
 def test_a_budget_that_is_none_is_refused(run_cli, minutes):
     done = run_cli(*SMALL, f"budget_minutes={minutes}")
     assert done.returncode == 1 and "must be a number above 0" in done.stderr
+
+
+_WORKER = """
+from lra.stopping import Stopped, stop
+stop.listen(None)
+try:
+    stop.point()
+except Stopped as stopped:
+    print(stopped.exit_code)
+"""
+
+
+def worker_says() -> str:
+    return subprocess.run([sys.executable, "-c", _WORKER], capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_a_worker_that_starts_after_the_signal_stops_at_once(monkeypatch):
+    monkeypatch.setenv(lra.stopping._STOPPED, f"{os.getpid()} 0")  # restored afterwards, whatever the handler sets
+    monkeypatch.delenv(lra.stopping._STOPPED)
+    monkeypatch.setattr(lra.stopping, "_children", list)
+    command = Stop()
+    command.forward = True
+    assert worker_says() == ""
+    command._hear(signal.SIGTERM, None)
+    assert worker_says() == f"{128 + signal.SIGTERM}\n"
+
+
+def test_a_stop_of_another_command_is_not_taken_over(monkeypatch):
+    monkeypatch.setenv(lra.stopping._STOPPED, f"1 {int(signal.SIGTERM)}")
+    assert worker_says() == ""
