@@ -120,6 +120,21 @@ def test_a_grid_runs_once_renders_its_table_and_repeats_nothing(run_cli, tmp_pat
     rendered = run_cli("job=report", "tracking=disabled")
     assert rendered.returncode == 0, rendered.stderr
     assert "| softmax" in rendered.stdout and (tmp_path / "runs" / "report" / "all" / "accuracy.csv").exists()
+    _check_curation(run_cli, tmp_path)
+
+
+def _check_curation(run_cli, tmp_path):
+    asked = ("job=curate", "experiment=quick", *TINY, f"curate.folder={tmp_path / 'measured'}")
+    incomplete = run_cli(*asked)
+    assert incomplete.returncode == 1
+    assert "1 of the 5 cells of quick have a record; run the grid to its end first" in incomplete.stderr
+    assert not (tmp_path / "measured").exists()
+    filed = run_cli(*asked, "hydra.sweeper.params.attention='softmax,mean_pool'")
+    assert filed.returncode == 0, filed.stderr
+    (home,) = (tmp_path / "measured").iterdir()
+    own = {path.name: path.read_bytes() for path in (tmp_path / "runs" / "ledger").glob("*.json")}
+    assert own == {path.name: path.read_bytes() for path in (home / "ledger").glob("*.json")}
+    assert "mean_pool" in (home / "quick" / "accuracy.md").read_text()
 
 
 def test_one_failing_cell_stops_no_other_and_the_exit_code_says_so(run_cli, tmp_path):
