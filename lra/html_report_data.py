@@ -14,10 +14,6 @@ CURVE_POINTS = 300_000  # of all curves together; more runs, fewer points each
 CURVE_MOST, CURVE_LEAST = 120, 12
 ALL = ""  # of an experiment or a hardware: no filter
 
-CURVE_POINTS = 300_000  # of all curves together; more runs, fewer points each
-CURVE_MOST, CURVE_LEAST = 120, 12
-ALL = ""  # of an experiment or a hardware: no filter
-
 
 class Report:
     """The whole content. Everything is sorted, and nothing depends on the clock: the same records, the same content."""
