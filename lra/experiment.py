@@ -20,6 +20,7 @@ from torch import nn
 
 from data.base import Task
 from lra import ranks
+from lra.allocator import freed_memory_kept
 from lra.compilation import compiled
 from lra.display import RunBar, display, say
 from lra.distributed import RankFailed, RankLost, World, joined
@@ -57,13 +58,13 @@ def train(config: DictConfig) -> float | None:
         return _tell(ledger, run_id, title, before=True)
     torch.set_num_threads(config.threads)
     device = choose_device(config.device, place)
-    with joined(place, device) as world:
+    with freed_memory_kept() as kept, joined(place, device) as world:
         if not world.leads:
             _follow(Work(config, device, ledger.checkpoint(run_id), world), run_id)
         with ledger.claim(run_id):
             if not config.rerun and _is_finished(ledger.find(run_id)):
                 return _tell(ledger, run_id, title, before=True)
-            _lead(config, device, ledger, world, title)
+            _lead(config, device, ledger, world, title, kept)
         return _tell(ledger, run_id, title)
     return None
 
@@ -88,12 +89,14 @@ def _tell(ledger: Ledger, run_id: str, title: str, *, before: bool = False) -> f
     return accuracy
 
 
-def _lead(config: DictConfig, device: torch.device, ledger: Ledger, world: World, title: str) -> None:
+def _lead(
+    config: DictConfig, device: torch.device, ledger: Ledger, world: World, title: str, freed_memory_is_kept: bool
+) -> None:
     """The run, in the one process that holds its claim."""
     identity = identity_of(config)
     run_id = run_id_of(identity)
     record = _blank_record(config, identity, run_id, device)
-    record.provenance["ranks"] = world.describe()
+    record.provenance.update(ranks=world.describe(), keeps_freed_memory=freed_memory_is_kept)
     checkpoint = ledger.checkpoint(run_id)
     for target in (checkpoint, ledger.path(run_id)):
         remove_leftovers(target)
@@ -246,9 +249,10 @@ def _test(work: Work, fitted: Fit) -> dict[str, Any]:
         return evaluate(model, stop.between(batches), device=work.device, precision=work.precision)
 
     final = count()
-    model.load_state_dict(fitted.best_weights)
-    best = count()
     progress = fitted.progress
+    model.load_state_dict(fitted.best_weights)
+    # the same weights give the same counts; -1: no validation was kept
+    best = final if progress.best_step in (-1, progress.step) else count()
     return {
         "steps": progress.step,
         "epochs": progress.examples_seen / len(task.split("train")),

@@ -151,6 +151,32 @@ if keep_freed_memory():
     assert kept < 100 < loose
 
 
+def test_a_run_leaves_no_freed_memory_behind() -> None:
+    code = """
+import torch
+from pathlib import Path
+from lra.allocator import freed_memory_kept
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+with freed_memory_kept() as kept:
+    before = resident()
+    pieces = [torch.ones(1_000_000) for _ in range(50)]
+    last = torch.ones(1_000_000)  # above them on the heap
+    del pieces
+    held = resident() - before
+if kept:
+    print(held, resident() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    if not done.stdout:
+        pytest.skip("no glibc here")
+    within, after = map(float, done.stdout.split())
+    assert within > 150
+    assert after < 50
+
+
 def test_the_job_writes_a_record_that_can_be_compared(tmp_path: Path) -> None:
     sizes = ("benchmark=smoke", "task=listops", "benchmark.layer.length=64", "benchmark.layer.crossover=[32]", "benchmark.parts=[layer,scaling]")  # fmt: skip
     done = run(*sizes, runs=tmp_path)
