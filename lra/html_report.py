@@ -73,14 +73,19 @@ def _packed(text: str) -> str:
 
 
 def _figures(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The studies' figures as data addresses, in order of their names, until FIGURE_BYTES are used up."""
+    """The studies' figures as data addresses, in order of their names, until FIGURE_BYTES are used up. One that came out
+    the same in two folders is shown once."""
     embedded, left_out, used = [], [], 0
+    seen: set[bytes] = set()
     for path in (path for folder in folders for path in sorted(folder.glob("studies/*/*.png"))):
         try:
             content = _with_few_colours(path)
         except OSError as error:
             left_out.append(f"{shown(str(path))} (cannot be read: {error})")
             continue
+        if content in seen:
+            continue
+        seen.add(content)
         if used + len(content) > FIGURE_BYTES:
             left_out.append(f"{shown(str(path))} ({len(content) / 1e6:.1f} MB)")
             continue

@@ -2,9 +2,10 @@
 // Owns the page: unpacks the content, holds what was chosen, and renders all parts from it.
 
 const RUNS_AT_ONCE = 100;
+const OPEN_FIGURES = 6; // more are behind the names of their studies
 const report = {
   content: null, attentions: [], byId: new Map(),
-  filters: { experiment: "", protocol: "", task: "", source: "", hardware: "" },
+  filters: { experiment: "", protocol: "", task: "", source: "", hardware: "" }, words: [],
   accuracySort: { column: 0, descending: false }, pairsSort: { column: 7, descending: false }, runsSort: { column: 2, descending: false },
   curves: null, shownRuns: RUNS_AT_ONCE, paper: "",
 };
@@ -49,13 +50,16 @@ function makeFilters() {
     fill(select, [["", "all"], ...values.map((value) => [value, value])], "");
     byId("filters").append(element("label", {}, words[name], select));
   }
+  const names = element("input", { id: "filter-attention", type: "search", placeholder: "all, or: softmax schoenbat", oninput: () => { report.words = names.value.toLowerCase().split(/[\s,]+/).filter(Boolean); report.curves = null; report.shownRuns = RUNS_AT_ONCE; render(); } });
+  byId("filters").append(element("label", {}, "Attention (parts of names)", names));
   byId("filters").append(element("button", { id: "reset", type: "button", onclick: reset }, "Reset"));
   fill(byId("paper"), [["", "none"], ...report.content.papers.map((paper) => [paper.key, paper.title])], "");
 }
 
 function reset() {
   for (const name of Object.keys(report.filters)) { report.filters[name] = ""; byId(`filter-${name}`).value = ""; }
-  byId("search").value = "";
+  byId("search").value = byId("filter-attention").value = "";
+  report.words = [];
   report.curves = null;
   render();
 }
@@ -75,9 +79,11 @@ function wire() {
 
 const columnFits = (column) => (!report.filters.task || column.task === report.filters.task) && (!report.filters.source || column.source === report.filters.source);
 
+const named = (attention) => !report.words.length || report.words.some((word) => attention.toLowerCase().includes(word));
+
 function fits(run) {
   const { experiment, protocol, hardware } = report.filters;
-  return (!experiment || run.experiment === experiment) && (!protocol || run.row[1] === protocol) && (!hardware || run.hardware === hardware) && columnFits(report.columns.get(run.column));
+  return named(run.row[0]) && (!experiment || run.experiment === experiment) && (!protocol || run.row[1] === protocol) && (!hardware || run.hardware === hardware) && columnFits(report.columns.get(run.column));
 }
 
 const sheet = () => report.content.sheets[`${report.filters.experiment}|${report.filters.hardware}`] ?? { rows: [], ranks: {} };
@@ -99,7 +105,7 @@ function renderCharts() {
 }
 
 function renderAccuracy() {
-  const all = sheet().rows.filter((row) => !report.filters.protocol || row.row[1] === report.filters.protocol);
+  const all = sheet().rows.filter((row) => named(row.row[0]) && (!report.filters.protocol || row.row[1] === report.filters.protocol));
   const columns = report.content.columns.filter((column) => columnFits(column) && all.some((row) => row.cells[column.name]));
   const rows = all.filter((row) => columns.some((column) => row.cells[column.name]));
   if (!rows.length) {
@@ -142,7 +148,7 @@ function openCell(row, column, cell) {
 
 function renderPairs() {
   const { protocol, experiment, hardware } = report.filters;
-  const rows = report.content.comparisons.filter((row) => columnFits(report.columns.get(row.column)) && (!protocol || row.setting.split(" · ")[0] === protocol));
+  const rows = report.content.comparisons.filter((row) => named(row.attention) && columnFits(report.columns.get(row.column)) && (!protocol || row.setting.split(" · ")[0] === protocol));
   const sort = (column) => { report.pairsSort = nextSort(report.pairsSort, column, column === 3 || column === 4); renderPairs(); };
   const note = experiment || hardware ? [element("p", { class: "notes" }, "Over all experiments and hardware: these two filters do not act here.")] : [];
   if (rows.length) keepPlace(byId("pairs"), element("div", {}, ...note, pairsTable(rows, report.pairsSort, sort)));
@@ -208,9 +214,11 @@ function renderCurves() {
 
 function renderLengths() {
   const { task, hardware } = report.filters;
-  const rows = report.content.lengths.filter((row) => (!task || row.task === task) && (!hardware || row.hardware === hardware));
+  const rows = report.content.lengths.filter((row) => named(row.attention) && (!task || row.task === task) && (!hardware || row.hardware === hardware));
   const select = byId("lengths-kind");
-  return drawLengths(rows, select.value, select.selectedOptions[0].textContent, report.attentions);
+  const few = fewLines(rows, select.value);
+  byId("lengths-words").textContent = few.left ? `Of ${few.shown + few.left} attentions: ${few.softmax ? "softmax and " : ""}the ${few.shown - few.softmax} best at the greatest length. Name others above, under Attention.` : "";
+  return drawLengths(few.rows, select.value, select.selectedOptions[0].textContent, report.attentions);
 }
 
 function renderRanks() {
@@ -219,13 +227,15 @@ function renderRanks() {
   const select = byId("ranks-setting");
   const chosen = settings.includes(select.value) ? select.value : settings.find((setting) => ranks[setting].mean) ?? settings[0] ?? "";
   fill(select, settings.map((setting) => [setting, shortSetting(["", ...setting.split(" · ")])]), chosen);
-  return drawRanks(ranks[chosen]);
+  return drawRanks(ranks[chosen], named);
 }
 
 function makeFigures() {
   const { figures, figuresLeftOut } = report.content;
   byId("studies").hidden = !figures.length && !figuresLeftOut.length;
-  const made = figures.map((one) => element("figure", {}, element("img", { src: one.image, alt: `Figure of the study ${one.study}: ${one.name}` }), element("figcaption", {}, `${one.study}: ${one.name} (${one.path})`)));
+  const drawn = (one) => element("figure", {}, element("img", { src: one.image, alt: `Figure of the study ${one.study}: ${one.name}` }), element("figcaption", {}, `${one.study}: ${one.name} (${one.path})`));
+  const made = [...groupBy(figures, (one) => one.study)].map(([study, group]) =>
+    element("details", { open: figures.length <= OPEN_FIGURES }, element("summary", {}, `${study} (${group.length} figure${group.length === 1 ? "" : "s"})`), ...group.map(drawn)));
   const left = figuresLeftOut.length ? [element("p", { class: "notes" }, `Not embedded, for their size: ${figuresLeftOut.join(", ")}`)] : [];
   byId("figures").replaceChildren(...made, ...left);
 }

@@ -2,6 +2,7 @@
 // Owns the charts: Plotly draws them, this chooses what they hold. Colour and symbol belong to an attention everywhere.
 
 const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31"];
+const MOST_LINES = 10;
 const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star", "hexagon", "pentagon", "bowtie"];
 
 function styleOf(attention, attentions) {
@@ -15,7 +16,7 @@ function layoutFor(extra, narrow) {
   return {
     paper_bgcolor: colour("--page"), plot_bgcolor: colour("--page"), font: { color: colour("--text"), size: 13 },
     margin: { l: 55, r: 15, t: 15, b: 50 }, hovermode: "closest", hoverlabel: { align: "left", namelength: -1 },
-    legend: narrow ? { orientation: "h", y: -0.25, yanchor: "top", x: 0 } : { x: 1.01, y: 1 },
+    legend: narrow ? { orientation: "h", y: -0.25, yanchor: "top", x: 0, font: { size: 11 } } : { x: 1.01, y: 1 },
     ...extra, xaxis: { ...axis, ...extra.xaxis }, yaxis: { ...axis, ...extra.yaxis },
   };
 }
@@ -93,6 +94,18 @@ function atEachLength(rows, kind) {
   }).sort((a, b) => a.length - b.length);
 }
 
+// Of more attentions than a chart can tell apart: softmax, and those that are best at the greatest length.
+function fewLines(rows, kind) {
+  const lengths = [...groupBy(rows.filter((row) => row[kind] !== null), (row) => row.attention)].filter(([, group]) => new Set(group.map((row) => row.length)).size > 1);
+  if (lengths.length <= MOST_LINES) return { rows, shown: lengths.length, left: 0, softmax: 0 };
+  const sign = kind === "memory" ? 1 : -1;
+  const last = ([, group]) => group.reduce((far, row) => (row.length > far.length ? row : far));
+  const ordered = lengths.sort((a, b) => last(b).length - last(a).length || sign * (last(a)[kind] - last(b)[kind])).map(([attention]) => attention);
+  const best = ordered.filter((attention) => attention !== "softmax").slice(0, MOST_LINES - 1);
+  const kept = new Set(lengths.some(([attention]) => attention === "softmax") ? [...best, "softmax"] : best);
+  return { rows: rows.filter((row) => kept.has(row.attention)), shown: kept.size, left: lengths.length - kept.size, softmax: kept.size - best.length };
+}
+
 function drawLengths(rows, kind, words, attentions) {
   const benchmark = (row) => row.task === "benchmark";
   const held = rows.filter((row) => row[kind] !== null);
@@ -113,15 +126,21 @@ function drawLengths(rows, kind, words, attentions) {
   return draw("lengths", traces, { xaxis: logAxis(shown.map((row) => row.length), "length in tokens"), yaxis: logAxis(shown.map((row) => row[kind]), words) }, "The runs that match the filters hold one length per attention: nothing to draw against length yet.");
 }
 
-function drawRanks(ranks) {
+function drawRanks(ranks, named) {
   if (!ranks || ranks.why) {
     document.getElementById("ranks-words").textContent = "";
     return draw("ranks", [], {}, ranks ? `No ranks: ${ranks.why}.` : "No finished run matches the filters.");
   }
-  const names = Object.keys(ranks.mean);
+  const all = Object.keys(ranks.mean);
+  const names = all.filter(named);
   const verdict = ranks.friedman < 0.05 ? "the attentions differ" : "no difference between the attentions is shown, whatever the bars say";
-  const left = ranks.leftOut.length ? ` Left out, because a task is missing: ${ranks.leftOut.join(", ")}.` : "";
-  document.getElementById("ranks-words").textContent = `Over ${ranks.tasks.join(", ")}. Friedman's test: p = ${probability(ranks.friedman)}, ${verdict}. Critical difference ${fixed(ranks.critical, 2)}.${left}`;
+  if (!names.length) {
+    document.getElementById("ranks-words").textContent = "";
+    return draw("ranks", [], {}, "No attention with a rank matches the filters.");
+  }
+  const more = ranks.leftOut.length > 8 ? ` and ${ranks.leftOut.length - 8} more` : "";
+  const left = ranks.leftOut.length ? ` Left out, because a task is missing: ${ranks.leftOut.slice(0, 8).join(", ")}${more}.` : "";
+  document.getElementById("ranks-words").textContent = `Of ${all.length} attentions, over ${ranks.tasks.join(", ")}. Friedman's test: p = ${probability(ranks.friedman)}, ${verdict}. Critical difference ${fixed(ranks.critical, 2)}.${left}`;
   const ordered = [...names].sort((a, b) => ranks.mean[a] - ranks.mean[b]).reverse();
   const trace = {
     type: "scatter", mode: "markers", showlegend: false, x: ordered.map((name) => ranks.mean[name]), y: ordered,

@@ -126,6 +126,37 @@ def test_each_filter_acts_and_reset_undoes_it(open_page):
     assert "No run matches" in page.locator("#accuracy-table").inner_text()
 
 
+def test_parts_of_names_choose_attentions_in_every_part_of_the_page(open_page):
+    page = open_page()
+    everything = names(page)
+    page.fill("#filter-attention", "soft, schoenbat")
+    assert set(names(page)) == {"softmax", "schoenbat_exp"}
+    for chart in ("scatter", "lengths", "curves"):
+        drawn = page.eval_on_selector_all(f"#{chart} .legendtext", "texts => texts.map(one => one.textContent)")
+        assert drawn and all("softmax" in text or "schoenbat_exp" in text for text in drawn), chart
+    assert page.locator("#ranks .ytick").count() == 2
+    assert set(names(page, "#pairs")) == {"schoenbat_exp"}
+    page.fill("#filter-attention", "nonsense")
+    assert "No run matches" in page.locator("#accuracy-table").inner_text()
+    assert "No attention with a rank" in page.locator("#ranks").inner_text()
+    page.click("#reset")
+    assert names(page) == everything
+
+
+def test_of_many_attentions_the_chart_of_lengths_draws_few(open_page):
+    page = open_page()
+    assert page.locator("#lengths-words").inner_text() == ""
+    kept = page.evaluate(
+        """() => { const rows = [];
+          for (let i = 0; i < 30; i += 1) for (const length of [100, 200]) rows.push({ attention: i ? `a${i}` : "softmax", length, train: i });
+          rows.push({ attention: "short", length: 100, train: 1 }, { attention: "far", length: 100, train: 1 }, { attention: "far", length: 400, train: 1 });
+          const few = fewLines(rows, "train");
+          return [[...new Set(few.rows.map(row => row.attention))], few.shown, few.left, few.softmax]; }"""
+    )
+    assert set(kept[0]) == {"softmax", "far", *(f"a{i}" for i in range(22, 30))}
+    assert kept[1:] == [10, 21, 1]
+
+
 def test_a_cell_leads_to_its_runs_and_the_command_that_repeats_them(open_page):
     page = open_page()
     page.locator("#accuracy-table button.cell", has_text="n 3").first.click()
