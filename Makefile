@@ -54,6 +54,7 @@ bench: $(READY)  ## speed and memory of the slot, the training step and the loop
 
 lint: $(READY)  ## style checks
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
 
 lock:  ## resolve requirements.in anew (needs uv); torch stays pinned in requirements/torch.txt
 	echo torch > .excluded && uv pip compile -q --universal --python-version 3.11 --excludes .excluded --generate-hashes \

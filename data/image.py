@@ -89,7 +89,9 @@ class Image(PixelTask):
         }
         for key, (value, known) in choices.items():
             if value not in known:
-                raise DataError(f"task.{key}={value!r} is unknown for image; choose one of {', '.join(map(str, known))}")
+                raise DataError(
+                    f"task.{key}={value!r} is unknown for image; choose one of {', '.join(map(str, known))}"
+                )
         if vocab_size < NUM_IDS:
             raise DataError(f"task.vocab_size={vocab_size}: image uses {NUM_IDS} ids")
         self.limits: dict[Split, int | None] = {"train": num_train, "val": num_val, "test": num_test}

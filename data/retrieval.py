@@ -100,7 +100,9 @@ class Retrieval(Task):
         if aan.find_files(self.datasets) or release_archive(self.datasets):
             return []
         folder = aan.expected_folder(self.datasets)
-        return [Missing(name, folder / name, HOW_TO_GET) for name in aan.FILES.values() if not (folder / name).is_file()]
+        return [
+            Missing(name, folder / name, HOW_TO_GET) for name in aan.FILES.values() if not (folder / name).is_file()
+        ]
 
     def _prepare(self) -> Prepared:
         if self.source == "official":

@@ -25,7 +25,9 @@ def accuracy_against_throughput(frame: pd.DataFrame, datasets: list[str], attent
     places = len(datasets) + legend_in_panel  # the last one holds the legend
     columns = min(3, places)
     rows = -(-places // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(max(4.2 * columns, 8.4), 3.3 * rows), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(max(4.2 * columns, 8.4), 3.3 * rows), squeeze=False, layout="constrained"
+    )
     panels = list(axes.flat)
     handles = {}
     for panel, dataset in zip(panels, datasets, strict=False):

@@ -92,7 +92,9 @@ def _figures(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
         used += len(content)
         image = base64.b64encode(content).decode()
         study, name = path.parent.name, path.stem.replace("_", " ")
-        embedded.append({"study": study, "name": name, "path": shown(str(path)), "image": f"data:image/png;base64,{image}"})
+        embedded.append(
+            {"study": study, "name": name, "path": shown(str(path)), "image": f"data:image/png;base64,{image}"}
+        )
     return embedded, left_out
 
 

@@ -15,7 +15,7 @@ BUDGET_SPENT = 75  # sysexits.h, EX_TEMPFAIL: the same command goes on later
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # they end a command with 128 + their number
 
 _STARTED = "LRA_STARTED"  # "<process> <monotonic seconds>" of the command, for the workers that it starts itself
-_STOPPED = "LRA_STOPPED"  # "<process> <signal>" of a command that was told to stop, for the workers that it starts still
+_STOPPED = "LRA_STOPPED"  # "<process> <signal>" of a command told to stop, for the workers that it starts still
 Item = TypeVar("Item")
 
 

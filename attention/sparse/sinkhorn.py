@@ -56,7 +56,8 @@ class Sinkhorn(Attention):
         keys, values = keys.masked_fill(real == 0, 0.0), values.masked_fill(real == 0, 0.0)
         permutation = self.permutation(keys.sum(dim=3), ~hidden.all(dim=-1))  # [B, H, N, N]
         share = _sort(permutation, real.expand(-1, q.shape[1], -1, -1, -1))  # m' [B, H, N, b, 1]
-        seen = share > torch.finfo(share.dtype).eps  # a smaller share adds nothing, and 1 / share^2 can overflow backward
+        # a smaller share adds nothing, and 1 / share^2 can overflow backward
+        seen = share > torch.finfo(share.dtype).eps
         divisor = torch.where(seen, share, 1.0)
         sorted_keys, sorted_values = (_sort(permutation, x) / divisor for x in (keys, values))
         candidates = gathered(queries, sorted_keys, sorted_values, ~seen.transpose(-2, -1))

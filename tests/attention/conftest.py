@@ -44,7 +44,13 @@ def draw(*shape: int, seed: int, scale: float = 0.5, dtype=torch.float64) -> Ten
 
 
 def draw_qkv(
-    length: int, *, batch: int = 2, num_heads: int = 2, head_dim: int = 16, seed: int = 1, scale: float = 0.5,
+    length: int,
+    *,
+    batch: int = 2,
+    num_heads: int = 2,
+    head_dim: int = 16,
+    seed: int = 1,
+    scale: float = 0.5,
     dtype=torch.float64,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v [B, H, L, D]."""

@@ -50,7 +50,9 @@ def test_feature_maps_have_the_moments_they_declare(subject: Subject) -> None:
     try:
         kernel = first.kernel(x, y)
     except NotImplementedError:
-        assert not first.random or list(first.parameters()), "a random map that learns nothing needs a closed-form kernel"
+        assert not first.random or list(first.parameters()), (
+            "a random map that learns nothing needs a closed-form kernel"
+        )
         return
     draws = [feature_map_of(subject.name, seed) for seed in range(DRAWS if first.random else 1)]
     estimates = torch.stack([products(m, q, k) for m in draws]).detach()  # [R, P, F]

@@ -76,9 +76,7 @@ def test_elu_plus_one_stays_positive_where_the_sum_would_round_to_zero() -> None
 def test_cosformer_weights_are_rectified_products_times_the_cosine_of_the_distance() -> None:
     position = torch.arange(LENGTH, dtype=torch.float64)
     cosine = torch.cos(math.pi * (position[:, None] - position) / (2 * SHAPE.max_len))
-    assert_same_function(
-        mixer(CosineRelu(SHAPE, torch.Generator())), lambda q, k: dot(q.relu(), k.relu()) * cosine
-    )
+    assert_same_function(mixer(CosineRelu(SHAPE, torch.Generator())), lambda q, k: dot(q.relu(), k.relu()) * cosine)
 
 
 def test_cosformer_depends_on_distances_alone() -> None:
@@ -142,8 +140,10 @@ def test_rebased_weights_are_squared_products_of_affine_norms() -> None:
 
     def weights(q: Tensor, k: Tensor) -> Tensor:
         x, y = (
-            (z - z.mean(-1, keepdim=True)) / (z.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
-            * rebased.gamma[side] + rebased.beta[side]
+            (z - z.mean(-1, keepdim=True))
+            / (z.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+            * rebased.gamma[side]
+            + rebased.beta[side]
             for side, z in enumerate((q, k))
         )
         return dot(x, y) ** 2 / 6

@@ -73,7 +73,9 @@ def test_a_zero_coordinate_leaves_the_monomials_without_it(kind: str) -> None:
     assert bool(torch.autograd.grad(phi(m, x).sum(), x)[0].isfinite().all())
 
 
-@pytest.mark.parametrize(("kind", "value"), [("poisson", 0.4), ("poisson", 1.3), ("geometric", 0.3), ("geometric", 0.8)])
+@pytest.mark.parametrize(
+    ("kind", "value"), [("poisson", 0.4), ("poisson", 1.3), ("geometric", 0.3), ("geometric", 0.8)]
+)
 def test_mean_and_second_moment_are_the_closed_forms(kind: str, value: float) -> None:
     """Exact sums over all degrees in two dimensions; no sampling."""
     m = make(kind, 2, 1, value)
@@ -140,7 +142,9 @@ def test_one_draw_per_head_is_an_option() -> None:
     assert not torch.allclose(features[:, 0], features[:, 1])
 
 
-@pytest.mark.parametrize(("kind", "value"), [("poisson", 0.0), ("poisson", -1.0), ("geometric", 0.0), ("geometric", 1.0)])
+@pytest.mark.parametrize(
+    ("kind", "value"), [("poisson", 0.0), ("poisson", -1.0), ("geometric", 0.0), ("geometric", 1.0)]
+)
 def test_impossible_parameters_are_refused(kind: str, value: float) -> None:
     with pytest.raises(ValueError, match="must"):
         make(kind, 4, 8, value)

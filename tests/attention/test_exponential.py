@@ -59,7 +59,9 @@ class DenseGrid(Projection):
         return ProjectionMatrix(self.sample(num_features, head_dim, generator), weights)
 
 
-def make(name: str, *, dim: int, num_features: int, law: Projection | None = None, seed: int = 0, **options) -> Exponential:
+def make(
+    name: str, *, dim: int, num_features: int, law: Projection | None = None, seed: int = 0, **options
+) -> Exponential:
     a, t = STRUCTURES[name]
     ridge = 1e-3 if t in ("diagonal", "full") else None
     return Exponential(

@@ -79,7 +79,9 @@ def test_a_constant_added_to_all_keys_changes_nothing_with_the_key_shift(name: s
     outputs = {}
     for shift in (True, False):
         m = make(name, dim=6, num_features=16, key_shift=shift)
-        module = LinearAttention(HeadShape(1, 6, 64), rng(0), feature_map=lambda *_, m=m: m, normalizer=Normalizer("sum"))
+        module = LinearAttention(
+            HeadShape(1, 6, 64), rng(0), feature_map=lambda *_, m=m: m, normalizer=Normalizer("sum")
+        )
         module = module.double()
         outputs[shift] = deviation(module(q, k + constant, v), module(q, k, v))
     assert outputs[True] < 1e-10

@@ -173,7 +173,14 @@ def test_the_fit_to_almost_equal_eigenvalues_does_not_jump() -> None:
 # Mean over pairs of log Var, D = 64, 512 tokens; the measured table of the specification, without and with key shift.
 TABLE = {
     ("normal", 1.0, False): {"posrf": 128.3, "oprf": 44.2, "saderf": 44.2, "aderf": 43.4, "sderf": 43.7, "full": 42.9},
-    ("heterogen", 0.5, False): {"posrf": 47.8, "oprf": 25.1, "saderf": 24.1, "aderf": 20.2, "sderf": 20.2, "full": 19.2},
+    ("heterogen", 0.5, False): {
+        "posrf": 47.8,
+        "oprf": 25.1,
+        "saderf": 24.1,
+        "aderf": 20.2,
+        "sderf": 20.2,
+        "full": 19.2,
+    },
     ("heterogen", 0.5, True): {"posrf": 31.9, "oprf": 19.2, "saderf": 19.2, "aderf": 18.7, "sderf": 19.0, "full": 18.5},
     ("heterogen", 1.0, False): {"oprf": 52.8, "saderf": 51.3, "aderf": 45.1, "sderf": 44.3, "full": 43.0},
     ("heterogen", 1.0, True): {"oprf": 43.3, "saderf": 43.3, "aderf": 42.6, "sderf": 42.8, "full": 42.0},

@@ -17,8 +17,11 @@ LENGTH = 37
 
 def informer(*, num_samples=10, num_queries=6, factor=None) -> Informer:
     return Informer(
-        HeadShape(2, 16, 64), torch.Generator().manual_seed(0),
-        num_samples=num_samples, num_queries=num_queries, factor=factor,
+        HeadShape(2, 16, 64),
+        torch.Generator().manual_seed(0),
+        num_samples=num_samples,
+        num_queries=num_queries,
+        factor=factor,
     ).double()
 
 

@@ -16,8 +16,12 @@ LENGTH = 37
 
 def linformer(*, projected_len=5, share_heads=False, share_keys_values=False, max_len=LENGTH) -> Linformer:
     return Linformer(
-        HeadShape(2, 16, max_len), torch.Generator().manual_seed(0),
-        projected_len=projected_len, share_heads=share_heads, share_keys_values=share_keys_values, init_std=0.3,
+        HeadShape(2, 16, max_len),
+        torch.Generator().manual_seed(0),
+        projected_len=projected_len,
+        share_heads=share_heads,
+        share_keys_values=share_keys_values,
+        init_std=0.3,
     ).double()
 
 
@@ -68,7 +72,8 @@ def test_outputs_and_gradients_are_those_of_the_definition(share_heads: bool, sh
 
 
 @pytest.mark.parametrize(
-    ("share_heads", "share_keys_values", "count"), [(False, False, 4), (True, False, 2), (False, True, 2), (True, True, 1)]
+    ("share_heads", "share_keys_values", "count"),
+    [(False, False, 4), (True, False, 2), (False, True, 2), (True, True, 1)],
 )
 def test_projections_are_registered_parameters(share_heads: bool, share_keys_values: bool, count: int) -> None:
     module = linformer(share_heads=share_heads, share_keys_values=share_keys_values)

@@ -17,8 +17,11 @@ LENGTH = 37
 def nystromformer(*, num_landmarks=8, num_iterations=6, conv_kernel=None) -> Nystromformer:
     torch.manual_seed(0)  # for the convolution
     return Nystromformer(
-        HeadShape(2, 16, 64), torch.Generator(),
-        num_landmarks=num_landmarks, num_iterations=num_iterations, conv_kernel=conv_kernel,
+        HeadShape(2, 16, 64),
+        torch.Generator(),
+        num_landmarks=num_landmarks,
+        num_iterations=num_iterations,
+        conv_kernel=conv_kernel,
     ).double()
 
 

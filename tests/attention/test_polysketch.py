@@ -19,8 +19,12 @@ def sketch(*, degree=4, sketch_dim=8, learned=False, layer_norm=True, seed=0, sh
     if learned:
         torch.manual_seed(seed)  # for nn.Linear
     return PolySketch(
-        shape, torch.Generator().manual_seed(seed),
-        degree=degree, sketch_dim=sketch_dim, learned=learned, layer_norm=layer_norm,
+        shape,
+        torch.Generator().manual_seed(seed),
+        degree=degree,
+        sketch_dim=sketch_dim,
+        learned=learned,
+        layer_norm=layer_norm,
     ).double()
 
 
@@ -41,10 +45,12 @@ def unit_pair(t: float) -> tuple[Tensor, Tensor]:
 def test_the_mean_of_the_random_sketch_is_its_closed_form(degree: int, sketch_dim: int, draws: int) -> None:
     """5.5 standard errors: a false alarm has probability below 1e-6, and the seeds are fixed."""
     x, y = draw(2, 4, seed=3, scale=0.7)
-    values = torch.cat([
-        estimate(sketch(degree=degree, sketch_dim=sketch_dim, layer_norm=False, seed=seed), x, y).flatten()
-        for seed in range(draws)
-    ])
+    values = torch.cat(
+        [
+            estimate(sketch(degree=degree, sketch_dim=sketch_dim, layer_norm=False, seed=seed), x, y).flatten()
+            for seed in range(draws)
+        ]
+    )
     module = sketch(degree=degree, sketch_dim=sketch_dim)
     error = abs(values.mean() - module.kernel(x, y))
     assert error < 5.5 * values.std() / math.sqrt(draws)
@@ -102,8 +108,10 @@ def test_degree_two_is_exact_with_the_shared_norm_and_the_sink() -> None:
     q, k, v = draw_qkv(37, head_dim=4)
     mask = padding(37)
     x, y = (
-        (z - z.mean(-1, keepdim=True)) / (z.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
-        * feature_map.norm.weight + feature_map.norm.bias
+        (z - z.mean(-1, keepdim=True))
+        / (z.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+        * feature_map.norm.weight
+        + feature_map.norm.bias
         for z in (q, k)
     )
     weights = (x @ y.transpose(-2, -1) / 2) ** 2 * ~mask[:, None, None, :]
@@ -144,8 +152,12 @@ def test_the_learned_sketch_trains_every_parameter() -> None:
 
 
 def test_settings_that_would_do_nothing_are_refused() -> None:
-    for wrong in ({"degree": 3}, {"degree": 2}, {"degree": 2, "sketch_dim": None, "learned": True},
-                  {"sketch_dim": None}):
+    for wrong in (
+        {"degree": 3},
+        {"degree": 2},
+        {"degree": 2, "sketch_dim": None, "learned": True},
+        {"sketch_dim": None},
+    ):
         with pytest.raises(ValueError, match="PolySketch"):
             sketch(**wrong)
     with pytest.raises(NotImplementedError):

@@ -73,7 +73,7 @@ def test_all_rows_as_landmarks_and_no_ridge_is_gaussian_attention() -> None:
 def test_the_iteration_inverts_the_ridged_gram_matrix() -> None:
     module = skyformer(num_iterations=12)
     points = draw(1, 2, 30, 4, seed=1, scale=1.0)
-    gram = (-torch.cdist(points, points) ** 2 / 2).exp()
+    gram = (-(torch.cdist(points, points) ** 2) / 2).exp()
     exact = torch.linalg.inv(gram + 0.1 * torch.eye(30, dtype=gram.dtype))
     assert deviation(module.inverse(gram), exact) < 1e-10
 

@@ -18,8 +18,12 @@ SHAPE = HeadShape(num_heads=1, head_dim=4, max_len=16)
 
 def sketch(*, degree: int, num_features: int, offset=0.5, unit_norm=False, seed=0) -> TensorSketch:
     return TensorSketch(
-        SHAPE, torch.Generator().manual_seed(seed),
-        degree=degree, offset=offset, num_features=num_features, unit_norm=unit_norm,
+        SHAPE,
+        torch.Generator().manual_seed(seed),
+        degree=degree,
+        offset=offset,
+        num_features=num_features,
+        unit_norm=unit_norm,
     ).double()
 
 
@@ -87,7 +91,10 @@ def test_unit_norm_makes_the_kernel_one_of_the_cosine() -> None:
 def test_an_unguarded_sum_is_refused() -> None:
     with pytest.raises(ValueError, match="signed"):
         LinearAttention(
-            SHAPE, torch.Generator(), feature_map=lambda *_: sketch(degree=2, num_features=8), normalizer=Normalizer("sum")
+            SHAPE,
+            torch.Generator(),
+            feature_map=lambda *_: sketch(degree=2, num_features=8),
+            normalizer=Normalizer("sum"),
         )
     with pytest.raises(ValueError, match="degree"):
         sketch(degree=0, num_features=8)

@@ -169,9 +169,7 @@ def test_large_norms_stay_finite_in_float32() -> None:
 
 def test_a_plain_sum_is_refused_because_it_may_be_negative() -> None:
     with pytest.raises(ValueError, match="signed_clamp"):
-        LinearAttention(
-            HeadShape(2, 8, 64), rng(0), feature_map=lambda *_: trig(8, 16), normalizer=Normalizer("sum")
-        )
+        LinearAttention(HeadShape(2, 8, 64), rng(0), feature_map=lambda *_: trig(8, 16), normalizer=Normalizer("sum"))
 
 
 def test_bad_temperatures_are_refused() -> None:

@@ -78,7 +78,9 @@ def test_shrinking_is_the_rounded_mean_of_blocks() -> None:
 @pytest.fixture
 def small_hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(0)
-    colours = {split: generator.integers(0, 256, (n, 32, 32, 3), np.uint8) for split, n in (("train", 100), ("test", 30))}
+    colours = {
+        split: generator.integers(0, 256, (n, 32, 32, 3), np.uint8) for split, n in (("train", 100), ("test", 30))
+    }
 
     def read(_: HubReader) -> dict[str, Rows]:
         return {split: (list(images), np.arange(len(images)) % 10) for split, images in colours.items()}
@@ -191,12 +193,16 @@ def test_each_image_is_shifted_and_perhaps_mirrored_but_otherwise_unchanged() ->
             for mirrored in (False, True)
             for down in range(5)
             for right in range(5)
-            if np.array_equal(np.pad(image[:, ::-1] if mirrored else image, ((down, 4 - down), (right, 4 - right))), field)
+            if np.array_equal(
+                np.pad(image[:, ::-1] if mirrored else image, ((down, 4 - down), (right, 4 - right))), field
+            )
         ]
         assert found
         kinds.append(found[0])
     assert len(set(kinds)) > 20
-    np.testing.assert_array_equal(place(split, "train", shift_flip=False), np.pad(split.images, ((0, 0), (2, 2), (2, 2))))
+    np.testing.assert_array_equal(
+        place(split, "train", shift_flip=False), np.pad(split.images, ((0, 0), (2, 2), (2, 2)))
+    )
 
 
 def test_offsets_and_mirrors_are_fair_and_belong_to_the_row() -> None:

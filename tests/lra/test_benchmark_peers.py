@@ -37,7 +37,9 @@ def test_a_released_loop_runs_beside_ours(run_cli, tmp_path):
         for path, text in PEER.items():
             (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name / path).write_text(textwrap.dedent(text))
-    paths = [f"benchmark.peers.{peer}.path={tmp_path / name}" for peer, name in (("schoenbat", "one"), ("skyformer", "two"))]
+    paths = [
+        f"benchmark.peers.{peer}.path={tmp_path / name}" for peer, name in (("schoenbat", "one"), ("skyformer", "two"))
+    ]
     done = run_cli(*SMALL, *paths, "benchmark.peers.skyformer.root=.", "~benchmark.peers.skyformer.pairs",
                    "+benchmark.peers.skyformer.pairs={softmax: {ours: softmax, model: {former: transformer}}}")  # fmt: skip
     assert done.returncode == 0, done.stderr

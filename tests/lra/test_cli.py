@@ -70,7 +70,14 @@ def _check_wandb(tmp_path, record):
     speed = dict(zip(tables["throughput"]["columns"], tables["throughput"]["data"][0], strict=True))
     assert speed["train_examples_per_second"] == record["efficiency"]["train_step"]["examples_per_second"]
     text = json.dumps(inspect(folder))
-    for fact in ("attention:schoenbat_exp", "task:listops", "kernel:Exp", "data:generated", "test/accuracy", "train/loss"):
+    for fact in (
+        "attention:schoenbat_exp",
+        "task:listops",
+        "kernel:Exp",
+        "data:generated",
+        "test/accuracy",
+        "train/loss",
+    ):
         assert fact in text, fact
     # table artifacts are staged inside the runs folder, not in the user's home
     assert list((tmp_path / "runs" / "wandb" / ".staging").rglob("*"))
@@ -161,7 +168,10 @@ def test_one_failing_cell_stops_no_other_and_the_exit_code_says_so(run_cli, tmp_
         (("protocol.num_steps=many",), ("protocol.num_steps='many' must be of type int",)),
         (("attention=schoenbat_exp", "attention.feature_map.num_features=1"), ("num_features=1 is too small",)),
         (("+attention.foo=1",), ("unexpected keyword argument 'foo'",)),
-        (("attention=softmax", "projection@attention.feature_map.projection=qmc"), ("This attention has no projection",)),
+        (
+            ("attention=softmax", "projection@attention.feature_map.projection=qmc"),
+            ("This attention has no projection",),
+        ),
         (("attention=rfa", "projection@attention.feature_map.projection=srht"), ("rows that are not N(0, I)", "scrf")),
         (("task=listops", "task.source=official"), ("basic_train.tsv", "task.source=generated")),
     ],
@@ -179,7 +189,16 @@ def test_a_mistake_gets_an_answer_that_helps_and_exit_code_1(run_cli, tmp_path, 
 def test_missing_official_data_is_listed_for_all_tasks_before_anything_starts(run_cli, tmp_path):
     done = run_cli("experiment=accuracy", "tracking=disabled", environment={"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 1
-    for text in ("listops", "basic_train.tsv", "retrieval", "new_aan_pairs", "pathfinder32", "text", "image", "expected at"):
+    for text in (
+        "listops",
+        "basic_train.tsv",
+        "retrieval",
+        "new_aan_pairs",
+        "pathfinder32",
+        "text",
+        "image",
+        "expected at",
+    ):
         assert text in done.stderr, text
     assert not (tmp_path / "runs" / "ledger").exists()
 

@@ -108,7 +108,14 @@ def test_many_writers_never_leave_half_a_record(tmp_path):
 
 def test_identity_ignores_where_and_how_a_run_is_watched():
     plain = identify()
-    for same in ("paths.runs=/x", "paths.datasets=/x", "tracking=disabled", "device=cpu", "threads=1", "experiment=quick"):
+    for same in (
+        "paths.runs=/x",
+        "paths.datasets=/x",
+        "tracking=disabled",
+        "device=cpu",
+        "threads=1",
+        "experiment=quick",
+    ):
         assert identify(same) == plain, same
 
 

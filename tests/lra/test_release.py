@@ -14,7 +14,8 @@ from tests.conftest import ROOT
 from tests.data.test_sources import Server, server  # noqa: F401
 
 FILES = {
-    f"lra_release/lra_release/listops-1000/basic_{split}.tsv": b"Source\tTarget\r\n" + 20 * b"( ( ( [MAX 2 ) 9 ) ] )\t9\r\n"
+    f"lra_release/lra_release/listops-1000/basic_{split}.tsv": b"Source\tTarget\r\n"
+    + 20 * b"( ( ( [MAX 2 ) 9 ) ] )\t9\r\n"
     for split in ("train", "val", "test")
 }
 
@@ -82,6 +83,8 @@ def test_a_changed_archive_and_an_unknown_folder_are_refused(mirror, bring, tmp_
 def test_an_archive_brought_by_hand_is_unpacked_when_it_is_needed(mirror, bring, tmp_path):
     (tmp_path / "lra_release.gz").write_bytes(mirror.content)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        task = instantiate(compose("config", overrides=["task.source=official", *COUNTS, f"paths.datasets={tmp_path}"]).task)
+        task = instantiate(
+            compose("config", overrides=["task.source=official", *COUNTS, f"paths.datasets={tmp_path}"]).task
+        )
     assert task.check() == [] and task.entries() == []
     assert task.prepare().source == "official" and task.entries()[0].is_dir()

@@ -130,7 +130,9 @@ def _empty_the_queue(environment: dict[str, str]) -> None:
     deadline = time.monotonic() + 60
     while subprocess.run(["squeue", "-h"], env=environment, capture_output=True, check=True, timeout=30).stdout:
         if time.monotonic() > deadline:
-            raise TimeoutError("SLURM still has jobs a minute after scancel; look for slurmstepd processes and end them")
+            raise TimeoutError(
+                "SLURM still has jobs a minute after scancel; look for slurmstepd processes and end them"
+            )
         time.sleep(0.5)
 
 

@@ -84,7 +84,9 @@ except Stopped as stopped:
 
 
 def worker_says() -> str:
-    return subprocess.run([sys.executable, "-c", _WORKER], capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(
+        [sys.executable, "-c", _WORKER], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
 
 
 def test_a_worker_that_starts_after_the_signal_stops_at_once(monkeypatch):
