@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from tests.ops import survival
+from tests.ops.occasion import occasion
 from tests.ops.survival import configured, only_record, reproducible
 
 
@@ -38,6 +39,7 @@ def kill_and_finish(folder: Path, moment: float) -> str:
 
 
 def main(moments: int, seed: int) -> None:
+    print(occasion())
     folder = Path(tempfile.mkdtemp(prefix="kill_study_"))
     survival.train(configured(folder / "whole" / "runs", folder / "whole" / "datasets"))
     expected = reproducible(only_record(folder / "whole" / "runs"))

@@ -1,4 +1,4 @@
-"""Owns the load figures of docs/operations.md: a large ledger, many writers at once, a grid of a thousand cells.
+"""Owns the load figures of docs/operations.md: a large ledger and its report, many writers, a grid of a thousand cells.
 
 python -m tests.ops.load_study [records=10000] [writers=500] [cells=1000]
 """
@@ -14,11 +14,15 @@ from hydra import initialize_config_dir
 
 from lra.cells import cells_of
 from lra.grid import grid_of
+from lra.html_report import render
+from lra.html_report_entries import gather
 from lra.ledger import Ledger, RunInProgress
 from lra.records import RunRecord
 from lra.status import estimate, survey
 from lra.tables import tidy
 from tests.conftest import ROOT
+from tests.lra.synthetic import TASKS, make_ledger
+from tests.ops.occasion import occasion
 
 COST = {"examples_per_second": 1.0, "steps_per_second": 1.0, "peak_memory_bytes": 1, "seconds_median": 1.0}
 RECORD = RunRecord(
@@ -58,6 +62,14 @@ def many_records(folder: Path, count: int) -> None:
     started = time.monotonic()
     assert len(tidy(records)) == count
     timed(f"a tidy frame of {count:,} records", started)
+
+
+def large_report(folder: Path, count: int) -> None:
+    attentions = [f"attention_{number}" for number in range(50)]
+    made = make_ledger(folder, attentions, range(count // (len(TASKS) * len(attentions))), points=100)
+    started = time.monotonic()
+    page = render(gather([folder]))
+    timed(f"the HTML report of {len(made):,} records, {len(page) / 1e6:.1f} MB", started)
 
 
 def many_writers(folder: Path, count: int) -> None:
@@ -110,7 +122,9 @@ def many_cells(folder: Path, count: int) -> None:
 
 if __name__ == "__main__":
     records, writers, cells = (int(value) for value in (*sys.argv[1:], *("10000", "500", "1000")[len(sys.argv) - 1 :]))
+    print(occasion())
     with tempfile.TemporaryDirectory(prefix="load_study_") as place:
+        large_report(Path(place) / "report", records)
         many_records(Path(place) / "large", records)
         many_writers(Path(place) / "busy", writers)
         many_cells(Path(place) / "grid", cells)
