@@ -18,16 +18,18 @@ from lra.tracking import hardware_name
 def curate(config: DictConfig) -> None:
     """The job: `experiment=<name>` copies that grid's records to `<measured>/<hardware>/ledger`, its tables and
     figure to `<measured>/<hardware>/<name>/`.
-    Raises ValueError when a cell is missing or the records come from more than one kind of hardware."""
+    Raises ValueError when a cell is missing (unless `curate.incomplete`) or the records come from more than one kind of
+    hardware."""
     if not config.experiment:
         raise ValueError("job=curate needs experiment=<name>: it files the records of one grid")
     hydra = HydraConfig.get()
     cells = cells_of(grid_of(hydra.sweeper.params, list(hydra.overrides.task)), config.paths.runs)
     wanted = {cell.run_id for cell in cells}
     records = [record for record in Ledger(config.paths.runs).read_all()[0] if record.run_id in wanted]
-    if len(records) < len(cells):
+    if len(records) < len(cells) and not (config.curate.incomplete and records):
         raise ValueError(
-            f"{len(records)} of the {len(cells)} cells of {config.experiment} have a record; run the grid to its end first"
+            f"{len(records)} of the {len(cells)} cells of {config.experiment} have a record; run the grid to its end first, "
+            "or file what there is with curate.incomplete=true"
         )
     render(config, cells)
     names = sorted({hardware_name(record) for record in records})
@@ -39,7 +41,7 @@ def curate(config: DictConfig) -> None:
     shutil.copytree(Path(config.paths.runs) / "report" / str(config.experiment), rendered)
     for record in records:
         Ledger(home).write(record)
-    say(f"{len(records)} records are in {home / 'ledger'}, tables and figure in {rendered}")
+    say(f"{len(records)} of {len(cells)} records are in {home / 'ledger'}, tables and figure in {rendered}")
 
 
 def _slug(name: str) -> str:

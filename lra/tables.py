@@ -173,10 +173,7 @@ def _notes(frame: pd.DataFrame) -> tuple[str, ...]:
     done = _finished(frame)
     if not len(done):
         return ("No finished run.",)
-    seeds = sorted(set(done["seed"]))
-    notes = [
-        f"Seeds: {', '.join(map(str, seeds))}." + (" One seed: no spread can be given." if len(seeds) == 1 else "")
-    ]
+    notes = [_seeds(done)]
     if done["dataset"].str.contains("stand-in").any():
         notes.append(
             "A stand-in is real data that is not the benchmark's own: never compare it with published figures."
@@ -185,6 +182,23 @@ def _notes(frame: pd.DataFrame) -> tuple[str, ...]:
     commits = {str(value)[:12] + ("+changes" if "+" in str(value) else "") for value in done["commit"]}
     notes.append("Commit: " + ", ".join(sorted(commits)) + ".")
     return tuple(notes)
+
+
+def _seeds(done: pd.DataFrame) -> str:
+    """Which seeds the cells hold; cells of a grid that has only begun may differ."""
+    words = {
+        cell: ", ".join(map(str, sorted(set(group)))) for cell, group in done.groupby(["dataset", "attention"])["seed"]
+    }
+    by_dataset = {
+        name: {held for (dataset, _), held in words.items() if dataset == name} for name in done["dataset"].unique()
+    }
+    if len(set(words.values())) == 1:
+        (seeds,) = set(words.values())
+        return f"Seeds: {seeds}." + ("" if "," in seeds else " One seed: no spread can be given.")
+    if all(len(held) == 1 for held in by_dataset.values()):
+        return "Seeds: " + "; ".join(f"{name}: {held}" for name, (held,) in by_dataset.items()) + "."
+    seeds = ", ".join(map(str, sorted(set(done["seed"]))))
+    return f"Seeds: {seeds}, but not all in every cell; a cell without ± holds one."
 
 
 def _tex(text: str) -> str:

@@ -136,6 +136,9 @@ def _check_curation(run_cli, tmp_path):
     assert incomplete.returncode == 1
     assert "1 of the 5 cells of quick have a record; run the grid to its end first" in incomplete.stderr
     assert not (tmp_path / "measured").exists()
+    partial = run_cli(*asked, "curate.incomplete=true")
+    assert partial.returncode == 0, partial.stderr
+    assert "1 of 5 records are in" in partial.stderr
     filed = run_cli(*asked, "hydra.sweeper.params.attention='softmax,mean_pool'")
     assert filed.returncode == 0, filed.stderr
     (home,) = (tmp_path / "measured").iterdir()

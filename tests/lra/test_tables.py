@@ -95,6 +95,18 @@ def test_variants_with_overrides_get_rows_of_their_own():
     assert list(table([record(), variant]).cells.index)[:2] == ["softmax", "softmax (attention.dropout=0.1)"]
 
 
+def test_the_note_on_seeds_says_where_they_differ():
+    def note(*records):
+        return next(line for line in table([record(**one) for one in records]).notes if line.startswith("Seeds"))
+
+    assert note({"seed": 0}) == "Seeds: 0. One seed: no spread can be given."
+    assert note({"seed": 0}, {"seed": 1}) == "Seeds: 0, 1."
+    more = {"task": "text"}
+    assert note({"seed": 0}, {"seed": 1}, {"seed": 1, **more}) == "Seeds: listops: 0, 1; text: 1."
+    uneven = note({"seed": 0}, {"seed": 1}, {"seed": 1, "attention": "performer"})
+    assert uneven == "Seeds: 0, 1, but not all in every cell; a cell without ± holds one."
+
+
 def test_a_figure_of_a_grid_that_has_only_begun_has_its_legend():
     figure = accuracy_against_throughput(tidy([record()]), ["listops"], ["softmax", *map(str, range(30))])
     legends = [panel.get_legend() for panel in figure.axes if panel.get_legend()]
