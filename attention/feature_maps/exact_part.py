@@ -27,12 +27,14 @@ def exact_rows(rows: Tensor, exact_degree: int, a: Callable[[int], float], const
 
 
 def exact_width(exact_degree: int, head_dim: int) -> int:
+    """Number of features of degrees 0 to exact_degree. Raises ValueError for a degree other than -1 (none) to 2."""
     if exact_degree not in (-1, 0, 1, 2):
         raise ValueError(f"exact_degree={exact_degree} is not supported; choose -1 (none), 0, 1 or 2")
     return (0, 1, 1 + head_dim, 1 + head_dim + num_pairs(head_dim))[exact_degree + 1]
 
 
 def check_width(num_features: int, num_random: int, exact_degree: int, head_dim: int, is_complex: bool) -> None:
+    """Raises ValueError where `num_features` cannot hold the exact part and a random one."""
     least = num_features - num_random + (1 + is_complex if exact_degree < 1 else 0)
     if num_features < least:
         raise ValueError(
