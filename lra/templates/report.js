@@ -148,11 +148,11 @@ function openCell(row, column, cell) {
 
 function renderPairs() {
   const { protocol, experiment, hardware } = report.filters;
-  const rows = report.content.comparisons.filter((row) => named(row.attention) && columnFits(report.columns.get(row.column)) && (!protocol || row.setting.split(" · ")[0] === protocol));
+  const rows = report.content.comparisons.filter((row) => (named(row.attention) || named(row.reference)) && columnFits(report.columns.get(row.column)) && (!protocol || row.setting.split(" · ")[0] === protocol));
   const sort = (column) => { report.pairsSort = nextSort(report.pairsSort, column, column === 3 || column === 4); renderPairs(); };
   const note = experiment || hardware ? [element("p", { class: "notes" }, "Over all experiments and hardware: these two filters do not act here.")] : [];
   if (rows.length) keepPlace(byId("pairs"), element("div", {}, ...note, pairsTable(rows, report.pairsSort, sort)));
-  else byId("pairs").replaceChildren(element("p", {}, "No two attentions have finished on the same seed and the same test examples."));
+  else byId("pairs").replaceChildren(element("p", {}, report.content.comparisons.length ? "No comparison matches the filters." : "No two attentions have finished on the same seed and the same test examples."));
 }
 
 function renderRuns() {
@@ -218,7 +218,7 @@ function renderLengths() {
   const select = byId("lengths-kind");
   const few = fewLines(rows, select.value);
   byId("lengths-words").textContent = few.left ? `Of ${few.shown + few.left} attentions: ${few.softmax ? "softmax and " : ""}the ${few.shown - few.softmax} best at the greatest length. Name others above, under Attention.` : "";
-  return drawLengths(few.rows, select.value, select.selectedOptions[0].textContent, report.attentions);
+  return drawLengths(few.lines, select.value, select.selectedOptions[0].textContent, report.attentions);
 }
 
 function renderRanks() {

@@ -96,30 +96,35 @@ function atEachLength(rows, kind) {
 
 // Of more attentions than a chart can tell apart: softmax, and those that are best at the greatest length.
 function fewLines(rows, kind) {
-  const lengths = [...groupBy(rows.filter((row) => row[kind] !== null), (row) => row.attention)].filter(([, group]) => new Set(group.map((row) => row.length)).size > 1);
-  if (lengths.length <= MOST_LINES) return { rows, shown: lengths.length, left: 0, softmax: 0 };
+  const lines = linesOf(rows, kind);
+  const names = new Set(lines.map((line) => line[0].attention));
+  if (names.size <= MOST_LINES) return { lines, shown: names.size, left: 0, softmax: 0 };
   const sign = kind === "memory" ? 1 : -1;
-  const last = ([, group]) => group.reduce((far, row) => (row.length > far.length ? row : far));
-  const ordered = lengths.sort((a, b) => last(b).length - last(a).length || sign * (last(a)[kind] - last(b)[kind])).map(([attention]) => attention);
-  const best = ordered.filter((attention) => attention !== "softmax").slice(0, MOST_LINES - 1);
-  const kept = new Set(lengths.some(([attention]) => attention === "softmax") ? [...best, "softmax"] : best);
-  return { rows: rows.filter((row) => kept.has(row.attention)), shown: kept.size, left: lengths.length - kept.size, softmax: kept.size - best.length };
+  const ends = lines.map((line) => line.at(-1)).sort((a, b) => b.length - a.length || sign * (a[kind] - b[kind]));
+  const best = [...new Set(ends.map((row) => row.attention).filter((attention) => attention !== "softmax"))].slice(0, MOST_LINES - 1);
+  const kept = new Set(names.has("softmax") ? [...best, "softmax"] : best);
+  return { lines: lines.filter((line) => kept.has(line[0].attention)), shown: kept.size, left: names.size - kept.size, softmax: kept.size - best.length };
 }
 
-function drawLengths(rows, kind, words, attentions) {
-  const benchmark = (row) => row.task === "benchmark";
+const ofBenchmark = (row) => row.task === "benchmark";
+
+// One per attention, precision, machine and kind of measurement that has more than one length.
+function linesOf(rows, kind) {
   const held = rows.filter((row) => row[kind] !== null);
-  const several = [...groupBy(held, (row) => [row.attention, row.precision, row.hardware, benchmark(row)].join("|")).values()];
-  const lines = several.filter((group) => new Set(group.map((row) => row.length)).size > 1);
+  const groups = groupBy(held, (row) => [row.attention, row.precision, row.hardware, ofBenchmark(row)].join("|"));
+  return [...groups.values()].map((group) => atEachLength(group, kind)).filter((line) => line.length > 1);
+}
+
+function drawLengths(lines, kind, words, attentions) {
   const shown = lines.flat();
   const hardware = new Set(shown.map((row) => row.hardware)).size > 1;
-  const traces = lines.map((group) => {
-    const ordered = atEachLength(group, kind);
-    const { color, symbol } = styleOf(group[0].attention, attentions);
+  const traces = lines.map((ordered) => {
+    const first = ordered[0];
+    const { color, symbol } = styleOf(first.attention, attentions);
     return {
-      type: "scatter", mode: "lines+markers", 
-      name: [group[0].attention, benchmark(group[0]) ? "benchmark" : "", hardware ? group[0].hardware : ""].filter(Boolean).join(", "),
-      line: { color, dash: benchmark(group[0]) ? "dash" : "solid" }, marker: { symbol, size: 9 }, x: ordered.map((row) => row.length), y: ordered.map((row) => row[kind]),
+      type: "scatter", mode: "lines+markers",
+      name: [first.attention, ofBenchmark(first) ? "benchmark" : "", hardware ? first.hardware : ""].filter(Boolean).join(", "),
+      line: { color, dash: ofBenchmark(first) ? "dash" : "solid" }, marker: { symbol, size: 9 }, x: ordered.map((row) => row.length), y: ordered.map((row) => row[kind]),
       hovertext: ordered.map((row) => `<b>${row.attention}</b>, length ${row.length}<br>${grouped2(row[kind])} ${words}<br>${row.shapes}<br>${row.precision}, ${row.hardware}`), hoverinfo: "text",
     };
   });

@@ -135,10 +135,13 @@ def test_parts_of_names_choose_attentions_in_every_part_of_the_page(open_page):
         drawn = page.eval_on_selector_all(f"#{chart} .legendtext", "texts => texts.map(one => one.textContent)")
         assert drawn and all("softmax" in text or "schoenbat_exp" in text for text in drawn), chart
     assert page.locator("#ranks .ytick").count() == 2
+    assert {"schoenbat_exp"} < set(names(page, "#pairs"))  # softmax is the reference of all
+    page.fill("#filter-attention", "schoenbat")
     assert set(names(page, "#pairs")) == {"schoenbat_exp"}
     page.fill("#filter-attention", "nonsense")
     assert "No run matches" in page.locator("#accuracy-table").inner_text()
     assert "No attention with a rank" in page.locator("#ranks").inner_text()
+    assert "No comparison matches" in page.locator("#pairs").inner_text()
     page.click("#reset")
     assert names(page) == everything
 
@@ -148,10 +151,12 @@ def test_of_many_attentions_the_chart_of_lengths_draws_few(open_page):
     assert page.locator("#lengths-words").inner_text() == ""
     kept = page.evaluate(
         """() => { const rows = [];
-          for (let i = 0; i < 30; i += 1) for (const length of [100, 200]) rows.push({ attention: i ? `a${i}` : "softmax", length, train: i });
-          rows.push({ attention: "short", length: 100, train: 1 }, { attention: "far", length: 100, train: 1 }, { attention: "far", length: 400, train: 1 });
+          const row = (attention, length, train, hardware = "CPU") => rows.push({ attention, length, train, hardware });
+          for (let i = 0; i < 30; i += 1) for (const length of [100, 200]) row(i ? `a${i}` : "softmax", length, i);
+          row("short", 100, 1); row("far", 100, 1); row("far", 400, 1);
+          for (const hardware of ["CPU", "GPU"]) row("two machines", hardware === "CPU" ? 100 : 900, 1, hardware);
           const few = fewLines(rows, "train");
-          return [[...new Set(few.rows.map(row => row.attention))], few.shown, few.left, few.softmax]; }"""
+          return [[...new Set(few.lines.map(line => line[0].attention))], few.shown, few.left, few.softmax]; }"""
     )
     assert set(kept[0]) == {"softmax", "far", *(f"a{i}" for i in range(22, 30))}
     assert kept[1:] == [10, 21, 1]
