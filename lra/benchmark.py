@@ -24,7 +24,6 @@ from lra.ledger import write_atomically
 from lra.provenance import describe_occasion
 
 _PARTS = ("layer", "loop", "scaling", "peers", "gpu")
-_OF_MODELS = ("loop", "scaling")  # the parts that train the backbone, and can hence compile it
 
 
 def benchmark(config: DictConfig) -> None:
@@ -52,11 +51,10 @@ def _measure_and_write(config: DictConfig, folder: Path) -> dict[str, Any]:
     unknown = [part for part in config.benchmark.parts if part not in _PARTS]
     if unknown or not config.benchmark.parts:
         raise ValueError(f"benchmark.parts={list(config.benchmark.parts)}; choose from {', '.join(_PARTS)}")
-    uncompiled = [part for part in config.benchmark.parts if part not in _OF_MODELS]
-    if config.compile is not None and uncompiled:
+    if config.compile is not None:
         raise ValueError(
-            f"compile={config.compile} is for the backbone, which these parts do not use: {', '.join(uncompiled)}; "
-            f"add 'benchmark.parts=[{','.join(_OF_MODELS)}]'"
+            f"compile={config.compile}: job=benchmark measures what is not compiled; leave it out. A run's own record holds "
+            "its throughput, compiled where the run was: job=train compile=..."
         )
     torch.set_num_threads(config.threads)
     device = choose_device(config.device)
@@ -107,7 +105,6 @@ def _record(config: DictConfig, device: torch.device, kept: bool) -> dict[str, A
         "allocator": {"keeps_freed_memory": bool(kept), "environment": allocator},
         "settings": OmegaConf.to_container(config.benchmark, resolve=True),
         "precision": config.precision,
-        "compile": config.compile,
         "seed": config.seed,
         "figures": [],
         "rows": [],
@@ -118,10 +115,9 @@ def _notes(record: Mapping[str, Any]) -> list[str]:
     hardware, software = record["occasion"]["hardware"], record["occasion"]["software"]
     kept = "freed memory kept" if record["allocator"]["keeps_freed_memory"] else "allocator as it comes"
     place = hardware.get("gpu") or f"{hardware['cpu']}, {record['threads']['torch']} threads"
-    mode = f", compile={record['compile']}" if record.get("compile") else ""
     layer = record["settings"]["layer"]
     return [
-        f"{place}; torch {software['torch']}{mode}; {kept}; commit {record['occasion']['commit'] or 'none'}",
+        f"{place}; torch {software['torch']}; {kept}; commit {record['occasion']['commit'] or 'none'}",
         f"layer: B={layer['batch_size']}, H={layer['num_heads']}, D={layer['head_dim']}, float32; medians and quartiles of "
         "paired ratios, all works in turn in one process",
     ]

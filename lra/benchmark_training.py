@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from data.base import Batch, Task
 from lra.benchmark_timing import OutOfMemory, figure, interleaved, memory_limit, peak_memory, ratio, timed
-from lra.compilation import compiled
 from lra.display import say
 from lra.experiment import build_model
 from lra.grid import compose_cell
@@ -80,7 +79,6 @@ def _step(config: DictConfig, name: str, length: int, device: torch.device) -> S
     model: nn.Module = instantiate(config.model)(
         instantiate(cell.attention), seed=derive_seed(config.seed, "model"), max_len=length, **facts
     ).to(device)
-    compiled(model, config.compile)
     protocol: Protocol = instantiate(config.protocol)
     optimizer, _ = build_optimizer(model, protocol)
     step = TrainStep(model.train(), optimizer, None, protocol, device=device, precision=config.precision)
@@ -116,7 +114,7 @@ def _loop_and_bare(
     config: DictConfig, task: Task, protocol: Protocol, batches: Iterator[Batch], device: torch.device
 ) -> dict[str, Step]:
     """Two models from the same weights; `bare` gets the batch that `loop` has just fetched."""
-    models = [compiled(build_model(config, task).to(device).train(), config.compile) for _ in range(2)]
+    models = [build_model(config, task).to(device).train() for _ in range(2)]
     optimizer, schedule = build_optimizer(models[0], protocol)
     step = TrainStep(models[0], optimizer, schedule, protocol, device=device, precision=config.precision)
     own_optimizer, _ = build_optimizer(models[1], protocol)
