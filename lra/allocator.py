@@ -24,15 +24,20 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def freed_memory_kept() -> Iterator[bool]:
-    """Within this block freed memory is kept; at its end it goes back to the system, so that a process that does one run
-    after another does not grow to the largest of each."""
+    """From this block on freed memory is kept; what is free at its end goes back to the system, so that a process that does
+    one run after another does not grow to the largest of each."""
     try:
         yield keep_freed_memory()
     finally:
-        give_back = _of_glibc("malloc_trim")
-        if give_back is not None:
-            gc.collect()
-            give_back(0)
+        give_back_freed_memory()
+
+
+def give_back_freed_memory() -> None:
+    """What is free now; where there is no glibc, nothing."""
+    give_back = _of_glibc("malloc_trim")
+    if give_back is not None:
+        gc.collect()
+        give_back(0)
 
 
 def _of_glibc(name: str) -> Callable[..., int] | None:

@@ -1,7 +1,5 @@
 """Owns how the benchmark takes a number: interleaved repetitions, medians and quartiles, paired ratios, peak memory."""
 
-import ctypes
-import gc
 import resource
 import sys
 import time
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lra.allocator import give_back_freed_memory
 from lra.efficiency import peak_cpu_memory, synchronize
 
 Work = Callable[[], object]
@@ -87,8 +86,7 @@ def memory_limit(gib: float, device: torch.device) -> Iterator[None]:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limited = sys.platform.startswith("linux") and device.type == "cpu"
     if limited:
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0) if hasattr(ctypes.CDLL(None), "malloc_trim") else None
+        give_back_freed_memory()
         resource.setrlimit(resource.RLIMIT_AS, (_address_space() + int(gib * 2**30), hard))
     try:
         yield

@@ -26,7 +26,11 @@ def curate(config: DictConfig) -> None:
     cells = cells_of(grid_of(hydra.sweeper.params, list(hydra.overrides.task)), config.paths.runs)
     wanted = {cell.run_id for cell in cells}
     records = [record for record in Ledger(config.paths.runs).read_all()[0] if record.run_id in wanted]
-    if len(records) < len(cells) and not (config.curate.incomplete and records):
+    if not isinstance(config.curate.incomplete, bool):
+        raise ValueError(f"curate.incomplete={config.curate.incomplete} must be true or false")
+    if not records:
+        raise ValueError(f"none of the {len(cells)} cells of {config.experiment} has a record; run the grid first")
+    if len(records) < len(cells) and not config.curate.incomplete:
         raise ValueError(
             f"{len(records)} of the {len(cells)} cells of {config.experiment} have a record; run the grid to its end first, "
             "or file what there is with curate.incomplete=true"

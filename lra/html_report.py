@@ -74,7 +74,7 @@ def _packed(text: str) -> str:
 
 def _figures(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
     """The studies' figures as data addresses, in order of their names, until FIGURE_BYTES are used up. One that came out
-    the same in two folders is shown once."""
+    the same again (in another folder) is shown once."""
     embedded, left_out, used = [], [], 0
     seen: set[bytes] = set()
     for path in (path for folder in folders for path in sorted(folder.glob("studies/*/*.png"))):

@@ -70,6 +70,7 @@ def tidy(records: Sequence[RunRecord]) -> pd.DataFrame:
                 "inference_examples_per_second": cost["inference"]["examples_per_second"],
                 "inference_peak_memory_bytes": cost["inference"]["peak_memory_bytes"],
                 "fit_seconds": record.provenance["seconds"]["fit"],
+                "keeps_freed_memory": bool(record.provenance.get("keeps_freed_memory")),
             }  # fmt: skip
         rows.append(row)
     return pd.DataFrame(rows)
@@ -139,6 +140,7 @@ def efficiency_table(frame: pd.DataFrame, layout: Layout, title: str) -> Table:
         "Training examples per second · peak memory of one training step in MiB beyond weights and optimiser; "
         "full-length inputs without padding, median of repeated synchronised steps.",
         *shapes,
+        *_mixture(done),
         *_notes(frame),
     )
     return Table(title, cells, notes)
@@ -184,6 +186,17 @@ def _notes(frame: pd.DataFrame) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def _mixture(done: pd.DataFrame) -> list[str]:
+    """A warning where runs of before and after `lra.allocator` served them stand in one table."""
+    if not len(done) or done["keeps_freed_memory"].nunique() == 1:
+        return []
+    loose = done[~done["keeps_freed_memory"]]
+    return [
+        f"{len(loose)} of {len(done)} runs gave freed memory back after each step (earlier commits did), which costs some "
+        f"throughput on a CPU: {', '.join(dict.fromkeys(loose['dataset']))}."
+    ]
+
+
 def _seeds(done: pd.DataFrame) -> str:
     """Which seeds the cells hold; cells of a grid that has only begun may differ."""
     words = {
@@ -196,7 +209,11 @@ def _seeds(done: pd.DataFrame) -> str:
         (seeds,) = set(words.values())
         return f"Seeds: {seeds}." + ("" if "," in seeds else " One seed: no spread can be given.")
     if all(len(held) == 1 for held in by_dataset.values()):
-        return "Seeds: " + "; ".join(f"{name}: {held}" for name, (held,) in by_dataset.items()) + "."
+        return (
+            "Seeds: "
+            + "; ".join(f"{name}: {held}" for name, (held,) in by_dataset.items())
+            + ". One seed shows no spread."
+        )
     seeds = ", ".join(map(str, sorted(set(done["seed"]))))
     return f"Seeds: {seeds}, but not all in every cell; a cell without ± holds one."
 

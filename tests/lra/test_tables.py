@@ -95,6 +95,17 @@ def test_variants_with_overrides_get_rows_of_their_own():
     assert list(table([record(), variant]).cells.index)[:2] == ["softmax", "softmax (attention.dropout=0.1)"]
 
 
+def test_runs_that_kept_freed_memory_and_others_are_not_mixed_unsaid():
+    kept = record(seed=1)
+    kept = dataclasses.replace(kept, provenance={**kept.provenance, "keeps_freed_memory": True})
+
+    def notes(*records):
+        return " ".join(efficiency_table(tidy(records), layout_of(records), "t").notes)
+
+    assert "1 of 2 runs gave freed memory back" in notes(record(), kept)
+    assert "freed memory" not in notes(kept) + notes(record())
+
+
 def test_the_note_on_seeds_says_where_they_differ():
     def note(*records):
         return next(line for line in table([record(**one) for one in records]).notes if line.startswith("Seeds"))
@@ -102,7 +113,10 @@ def test_the_note_on_seeds_says_where_they_differ():
     assert note({"seed": 0}) == "Seeds: 0. One seed: no spread can be given."
     assert note({"seed": 0}, {"seed": 1}) == "Seeds: 0, 1."
     more = {"task": "text"}
-    assert note({"seed": 0}, {"seed": 1}, {"seed": 1, **more}) == "Seeds: listops: 0, 1; text: 1."
+    assert (
+        note({"seed": 0}, {"seed": 1}, {"seed": 1, **more})
+        == "Seeds: listops: 0, 1; text: 1. One seed shows no spread."
+    )
     uneven = note({"seed": 0}, {"seed": 1}, {"seed": 1, "attention": "performer"})
     assert uneven == "Seeds: 0, 1, but not all in every cell; a cell without ± holds one."
 

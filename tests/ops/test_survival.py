@@ -49,7 +49,7 @@ MOMENTS = {
     "a validation": (at_batch(lra.training, 5, die), False),
     "a checkpoint, in mid-file": (at_write(r"\.pt\.", 3, die), False),
     "a checkpoint, just in place": (at_write(r"\.pt$", 4, die, renamed=True), False),
-    "the test": (at_batch(lra.experiment, 4, die), False),
+    "the test": (at_batch(lra.experiment, 2, die), False),
     "the measurement": (at_call(lra.experiment, "measure", 1, die), False),
     "the record, in mid-file": (at_write(r"/ledger/.*json", 1, die), False),
     "the record, just in place": (at_write(r"/ledger/.*json$", 1, die, renamed=True), False),
@@ -92,7 +92,7 @@ def ask(number: int):
         (signal.SIGTERM, at_call(lra.training.TrainStep, "__call__", 14, ask(signal.SIGTERM)), 14),
         (signal.SIGUSR1, at_call(lra.training.TrainStep, "__call__", 3, ask(signal.SIGUSR1)), 3),
         (signal.SIGUSR2, at_batch(lra.training, 5, ask(signal.SIGUSR2)), 16),
-        (signal.SIGTERM, at_batch(lra.experiment, 4, ask(signal.SIGTERM)), 24),
+        (signal.SIGTERM, at_batch(lra.experiment, 2, ask(signal.SIGTERM)), 24),
     ],
     ids=["term in a step", "usr1 in a step", "usr2 in a validation", "term in the test"],
 )
