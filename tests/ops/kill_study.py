@@ -43,9 +43,10 @@ def main(moments: int, seed: int) -> None:
     folder = Path(tempfile.mkdtemp(prefix="kill_study_"))
     survival.train(configured(folder / "whole" / "runs", folder / "whole" / "datasets"))
     expected = reproducible(only_record(folder / "whole" / "runs"))
-    started = time.monotonic()
     (folder / "timed").mkdir()
-    survival.run(configured(folder / "timed" / "runs", folder / "timed" / "datasets"), folder / "said")
+    config = configured(folder / "timed" / "runs", folder / "timed" / "datasets")
+    started = time.monotonic()
+    survival.run(config, folder / "said")
     seconds = time.monotonic() - started
     draw, found, different = random.Random(seed), dict[str, int](), 0
     for number in range(moments):

@@ -26,8 +26,8 @@ def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     config = configured(folder / "runs", folder / "datasets")
     survival.train(config)  # in this process: the children find everything imported and compiled
-    started = time.monotonic()
     again = configured(folder / "again", folder / "datasets")
+    started = time.monotonic()
     assert survival.run(again, folder / "said") == 0, (folder / "said").read_text()
     seconds = time.monotonic() - started
     expected = reproducible(only_record(folder / "runs"))
