@@ -99,15 +99,21 @@ function publishedRow(row, columns, paper, used) {
     ...made, element("td", {}, ""))];
 }
 
-function accuracyTable(rows, columns, paper, sort, onSort, open) {
+// The best mean of each column and setting, unless more than half of the rows share it: nothing stands out then.
+function bestOf(rows, columns) {
   const best = new Map();
   for (const column of columns) {
-    for (const row of rows) {
-      const key = column.name + settingOf(row.row);
-      const mean = row.cells[column.name]?.mean;
-      if (mean !== undefined && !(best.get(key) >= mean)) best.set(key, mean);
+    for (const [setting, group] of groupBy(rows.filter((row) => row.cells[column.name]?.mean !== undefined), (row) => settingOf(row.row))) {
+      const means = group.map((row) => row.cells[column.name].mean);
+      const most = Math.max(...means);
+      if (2 * means.filter((mean) => mean === most).length <= means.length) best.set(column.name + setting, most);
     }
   }
+  return best;
+}
+
+function accuracyTable(rows, columns, paper, sort, onSort, open) {
+  const best = bestOf(rows, columns);
   const used = new Set();
   const shown = rows.map((row) => ({ ...row, original: row, below: publishedRow(row, columns, paper, used) }));
   const majority = (column) => (column.majority.length ? `majority class ${column.majority.map((value) => fixed(value)).join(" to ")}` : "");

@@ -146,6 +146,16 @@ def test_parts_of_names_choose_attentions_in_every_part_of_the_page(open_page):
     assert names(page) == everything
 
 
+def test_what_most_rows_share_is_not_marked_as_best(open_page):
+    page = open_page()
+    marked = page.evaluate(
+        """() => [[1, 2, 2, 3], [2, 2, 1], [1, 2], [4]].map(means =>
+             bestOf(means.map(mean => ({ row: ["a", "quick"], cells: { text: { mean } } })), [{ name: "text" }]).size)"""
+    )
+    assert marked == [1, 0, 1, 0]
+    assert page.locator("#accuracy-table .best").count() >= 5
+
+
 def test_of_many_attentions_the_chart_of_lengths_draws_few(open_page):
     page = open_page()
     assert page.locator("#lengths-words").inner_text() == ""
