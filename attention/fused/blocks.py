@@ -33,10 +33,12 @@ class Monomials:
         """M: rows of a block of monomials (1, x, psi(x))."""
         return 1 + self.linear.shape[0] + (self.levels[0] if self.levels else 0)
 
-    def mix(self, state: Tensor) -> Tensor:
-        """The coefficients of the monomials, applied to a state [B, H, M, E+1] instead of to every token."""
+    def mix(self, state: Tensor, gain: Tensor | None) -> Tensor:
+        """The coefficients of the monomials and the `gain` [E] of the result's columns, applied to a state [B, H, M, E+1]
+        instead of to every token."""
         first, rest = state[..., :1, :] * self.constant, state[..., 1 + self.linear.shape[0] :, :]
-        return torch.cat([first, self.linear @ state[..., 1 : 1 + self.linear.shape[0], :], rest], dim=-2)
+        state = torch.cat([first, self.linear @ state[..., 1 : 1 + self.linear.shape[0], :], rest], dim=-2)
+        return state if gain is None else state * torch.cat([gain, gain.new_ones(1)])
 
 
 @dataclass(frozen=True)

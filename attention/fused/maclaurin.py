@@ -35,9 +35,7 @@ def maclaurin_attention(
     """
     of_x, of_y = prologues
     state = _State.apply(monomials, y, v, key_padding_mask, of_y.unit, of_y.scale, of_y.shift)
-    state = monomials.mix(state)
-    if gain is not None:
-        state = state * torch.cat([gain, gain.new_ones(1)])
+    state = monomials.mix(state, gain)
     return _Read.apply(monomials, x, constants, state, normalizer, num_keys, of_x.unit, of_x.scale, of_x.shift)
 
 

@@ -41,9 +41,7 @@ def maclaurin_attention(
     of_x, of_y = prologues
     packed = pack(monomials)
     state = _State.apply(packed, y, v, key_padding_mask, of_y.unit, of_y.scale, of_y.shift)
-    state = monomials.mix(state)
-    if gain is not None:
-        state = state * torch.cat([gain, gain.new_ones(1)])
+    state = monomials.mix(state, gain)
     return _Read.apply(packed, x, constants, state, normalizer, num_keys, v.dtype, of_x.unit, of_x.scale, of_x.shift)
 
 
