@@ -48,6 +48,13 @@ def prologue(unit, scale, shift, n, h, columns, width):
 
 
 @triton.jit
+def load_expanded(at, stride, tokens, live, eps, scale, shift, n, h, columns, width, UNIT: tl.constexpr):
+    """What the monomials are of, [TOKENS, DIM], and of `normalize` the result and the norms."""
+    unit, norms = normalize(load_rows(at, stride, tokens, live, columns, width), columns, width, eps, UNIT)
+    return prologue(unit, scale, shift, n, h, columns, width), unit, norms
+
+
+@triton.jit
 def factor(x, matrix, bias, j, columns, rows, ROWS: tl.constexpr, DIM: tl.constexpr, PRECISION: tl.constexpr):
     """One factor of each of ROWS products, [TOKENS, ROWS]: a projection, or 1 where a product has fewer factors."""
     weights = tl.load(matrix + j * (DIM * ROWS) + columns[:, None] * ROWS + rows[None, :])
@@ -155,9 +162,8 @@ def accumulate_kernel(
         start = split * piece + at
         line = n * length + start  # of the tensors [N, L]
         live = are_live(tokens < length - start, hidden, b * length + start, tokens)
-        part = load_rows(x + b * xb + h * xh + start * xl, xl, tokens, live, columns, width)
-        unit, norms = normalize(part, columns, width, eps, UNIT)
-        part = prologue(unit, scale, shift, n, h, columns, width)
+        at_x = x + b * xb + h * xh + start * xl
+        part, _, _ = load_expanded(at_x, xl, tokens, live, eps, scale, shift, n, h, columns, width, UNIT)
         phi = evaluate(part, matrix, bias, first, last, columns, rows, ROWS, DIM, PRECISION)
         phi = with_constants(phi, constants, line, tokens, live, tile, rows, ROWS)
         at_u = u + b * ub + h * uh + start * ul
@@ -187,9 +193,8 @@ def read_kernel(
     columns, values, rows = tl.arange(0, DIM), tl.arange(0, COLUMNS), tl.arange(0, ROWS)
     inside = tokens < length - start
     live = are_live(inside, hidden, b * length + start, tokens)
-    part = load_rows(x + b * xb + h * xh + start * xl, xl, tokens, live, columns, width)
-    unit, norms = normalize(part, columns, width, eps, UNIT)
-    part = prologue(unit, scale, shift, n, h, columns, width)
+    at_x = x + b * xb + h * xh + start * xl
+    part, _, _ = load_expanded(at_x, xl, tokens, live, eps, scale, shift, n, h, columns, width, UNIT)
     result = tl.zeros([TOKENS, COLUMNS], tl.float32)
     denominator = tl.zeros([TOKENS], tl.float32)
     for tile in range(tiles):
@@ -228,9 +233,8 @@ def differentiate_kernel(
     columns, values, rows = tl.arange(0, DIM), tl.arange(0, COLUMNS), tl.arange(0, ROWS)
     inside = tokens < length - start
     live = are_live(inside, hidden, b * length + start, tokens)
-    part = load_rows(x + b * xb + h * xh + start * xl, xl, tokens, live, columns, width)
-    unit, norms = normalize(part, columns, width, eps, UNIT)
-    part = prologue(unit, scale, shift, n, h, columns, width)
+    at_x = x + b * xb + h * xh + start * xl
+    part, unit, norms = load_expanded(at_x, xl, tokens, live, eps, scale, shift, n, h, columns, width, UNIT)
     at_u = u + b * ub + h * uh + start * ul
     given, weights = load_weighted(at_u, ul, inverse, w, line, tokens, live, values, num_columns)
     gradient = tl.zeros([TOKENS, DIM], tl.float32)
