@@ -45,9 +45,9 @@ class Stop:
         """Take over the signals, once, and count the budget from the start of the command."""
         if budget_minutes is not None:
             self._minutes, self._deadline = budget_minutes, command_started() + 60 * budget_minutes
-        owner, _, number = os.environ.get(_STOPPED, "").partition(" ")
+        owner, _, told = os.environ.get(_STOPPED, "").partition(" ")
         if owner == str(os.getppid()):
-            self._signal = int(number)
+            self._signal = int(told)
         if threading.current_thread() is not threading.main_thread():
             return  # Python hears signals in the main thread alone
         for number in SIGNALS:

@@ -199,23 +199,18 @@ def _mixture(done: pd.DataFrame) -> list[str]:
 
 def _seeds(done: pd.DataFrame) -> str:
     """Which seeds the cells hold; cells of a grid that has only begun may differ."""
-    words = {
-        cell: ", ".join(map(str, sorted(set(group)))) for cell, group in done.groupby(["dataset", "attention"])["seed"]
-    }
-    by_dataset = {
-        name: {held for (dataset, _), held in words.items() if dataset == name} for name in done["dataset"].unique()
-    }
-    if len(set(words.values())) == 1:
-        (seeds,) = set(words.values())
-        return f"Seeds: {seeds}." + ("" if "," in seeds else " One seed: no spread can be given.")
+    cells = done.groupby(["dataset", "attention"], sort=False)["seed"].agg(lambda seeds: ", ".join(_ordered(seeds)))
+    by_dataset = {dataset: list(held.unique()) for dataset, held in cells.groupby("dataset", sort=False)}
+    if cells.nunique() == 1:
+        return f"Seeds: {cells.iloc[0]}." + ("" if "," in cells.iloc[0] else " One seed: no spread can be given.")
     if all(len(held) == 1 for held in by_dataset.values()):
-        return (
-            "Seeds: "
-            + "; ".join(f"{name}: {held}" for name, (held,) in by_dataset.items())
-            + ". One seed shows no spread."
-        )
-    seeds = ", ".join(map(str, sorted(set(done["seed"]))))
-    return f"Seeds: {seeds}, but not all in every cell; a cell without ± holds one."
+        listed = "; ".join(f"{dataset}: {held[0]}" for dataset, held in by_dataset.items())
+        return f"Seeds: {listed}. One seed shows no spread."
+    return f"Seeds: {', '.join(_ordered(done['seed']))}, but not all in every cell; a cell without ± holds one."
+
+
+def _ordered(seeds: pd.Series) -> list[str]:
+    return [str(seed) for seed in sorted(set(seeds))]
 
 
 def _tex(text: str) -> str:
