@@ -13,7 +13,7 @@ class DepthwiseConvolution(nn.Module):
     """out[b, h, i] = sum_j weight[h, j] x[b, h, i + j - (W - 1) / 2], zero outside the sequence; [B, H, L, D].
 
     Equals `torch.nn.Conv2d(H, H, (W, 1), padding=(W // 2, 0), groups=H, bias=False)`, its weight [H, 1, W, 1] drawn from
-    the same law. On a CPU that one takes 4 to 8 times as long, and the gradient of its weights is several percent off at
+    the same law. On a CPU that one takes several times as long, and the gradient of its weights is percents off at
     W = 65 (PyTorch 2.13, fp32). Half precision is transformed in fp32.
     """
 
@@ -36,7 +36,7 @@ class DepthwiseConvolution(nn.Module):
 
 @lru_cache
 def _fast_length(least: int) -> int:
-    """The next 2^a 3^b 5^c: a transform of 64 * 257 takes four times as long as one of 2^7 * 3^3 * 5."""
+    """The next 2^a 3^b 5^c: a transform of 64 * 257 takes several times as long as one of 2^7 * 3^3 * 5."""
     size = least
     while True:
         rest = size

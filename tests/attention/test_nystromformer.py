@@ -148,7 +148,10 @@ def test_the_convolution_by_transforms_is_the_one_by_sums(length: int, width: in
         gradients.append((out, *torch.autograd.grad((out * upstream).sum(), [x, module.weight])))
     for mine, expected in zip(*gradients, strict=True):
         assert deviation(mine, expected) < 1e-12
-    assert deviation(ours.float()(x.float()), gradients[1][0]) < 1e-6
+    out = ours.float()(single := x.detach().float().requires_grad_())
+    in_single = out, *torch.autograd.grad((out * upstream.float()).sum(), [single, ours.weight])
+    for mine, expected in zip(in_single, gradients[1], strict=True):  # PyTorch's own weights miss this at width 65
+        assert deviation(mine, expected) < 1e-5
     assert ours(x.bfloat16()).dtype == torch.bfloat16
 
 
